@@ -1,0 +1,208 @@
+"""Files that are either whole or absent: digests, atomic writes, atomic directories, names that are safe.
+
+A reader never sees a half-written file: bytes go to a temporary name beside the destination, are synced, and then renamed
+(POSIX rename is atomic within a file system). A full disk leaves nothing behind but a clear error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from assay.errors import AssayError, IntegrityError
+
+CHUNK_BYTES = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What loaders would unpickle or run: never published, never pulled.
+FORBIDDEN_SUFFIXES = frozenset(
+    {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".py", ".pyc", ".so", ".zip", ".7z"}
+)
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Digest in OCI notation: "sha256:" and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Digest of a file's bytes in OCI notation, read in pieces."""
+    with path.open("rb") as stream:
+        return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with one spelling: sorted keys, no spaces, UTF-8. What digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def readable_json(value: Any) -> bytes:
+    """JSON for people, just as deterministic: sorted keys, indented, a newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; IntegrityError when it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise IntegrityError(
+            f"{path}: not valid JSON ({error}). The file was damaged: build or pull it again."
+        ) from error
+
+
+@contextlib.contextmanager
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "read-only" into an AssayError that names the place and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise AssayError(
+                f"{path}: no space left on this disk. Nothing was left half-written; free some space and run the same "
+                "command again: finished work is kept."
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise AssayError(
+                f"{path}: cannot be written ({error.strerror}). Choose a place that you may write to."
+            ) from error
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in this directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush every file below a directory to disk."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh hidden name in the same directory, so that a rename stays within one file system."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well, sync it and rename it to `path`, else remove it."""
+    temporary = temporary_beside(path)
+    try:
+        with explain_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_directory(destination: Path) -> Iterator[Path]:
+    """Yield an empty temporary directory; when the block ends well it becomes `destination`, else it is removed.
+
+    An existing destination is replaced only then.
+    """
+    temporary = temporary_beside(destination)
+    try:
+        with explain_disk_errors(destination):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            sync_tree(temporary)
+            replace_directory(temporary, destination)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_directory(source: Path, destination: Path) -> None:
+    """Put `source` where `destination` is; what stood there is removed after the switch."""
+    old = temporary_beside(destination)
+    if destination.exists():
+        destination.rename(old)
+    try:
+        source.rename(destination)
+    except OSError:
+        if old.exists():
+            old.rename(destination)
+        raise
+    sync_directory(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def point_link(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to a directory, in one step, whatever it pointed to before."""
+    temporary = temporary_beside(link)
+    with explain_disk_errors(link):
+        link.parent.mkdir(parents=True, exist_ok=True)
+        temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        temporary.replace(link)
+
+
+def unsafe_name(name: str) -> str | None:
+    """Why a file name from outside must not be used, or None when it is safe.
+
+    Safe is a relative POSIX path in NFC without empty, dot or dot-dot parts, control characters, backslashes or
+    suffixes that a loader would unpickle or execute.
+    """
+    parts = name.split("/")
+    if not name or len(name) > 1024 or any(part in ("", ".", "..") for part in parts):
+        return "it is empty, absolute, too long, or has an empty, . or .. part"
+    if any(ord(character) < 32 or character in '\\:*?"<>|\x7f' for character in name):
+        return 'it has a control character or one of \\ : * ? " < > |'
+    if unicodedata.normalize("NFC", name) != name:
+        return "it is not in Unicode normal form C"
+    if PurePosixPath(name).suffix.lower() in FORBIDDEN_SUFFIXES:
+        return "files of this kind can run code when they are loaded"
+    return None
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative POSIX names of the regular files below a directory, sorted by code point.
+
+    Raises IntegrityError for links, devices and unsafe or case-colliding names.
+    """
+    names: list[str] = []
+    for root, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise IntegrityError(
+                    f"{path}: only regular files and directories belong in an artifact; this is a link or a device."
+                )
+        names += [(Path(root) / name).relative_to(directory).as_posix() for name in files]
+    names.sort()
+    folded: dict[str, str] = {}
+    for name in names:
+        if reason := unsafe_name(name):
+            raise IntegrityError(f"{directory}: the file name {name!r} cannot be in an artifact: {reason}.")
+        if other := folded.get(name.casefold()):
+            raise IntegrityError(f"{directory}: {other!r} and {name!r} are one file on file systems that ignore case.")
+        folded[name.casefold()] = name
+    return names
