@@ -1,0 +1,358 @@
+"""The recipe: everything one job says, as strict frozen data. Imports no torch.
+
+`load_recipe` reads a YAML file, checks it against the schema below and against itself (a gate needs its metric), and
+raises one RecipeError with every problem found and its line. What needs the model or the machine is checked elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from assay.errors import Problem, RecipeError
+from assay.files import canonical_json, sha256_bytes
+from assay.recipe_errors import explain
+from assay.recipe_yaml import Document, Location, apply_overrides, read_document
+
+SchemeName = Literal["W4A16", "W4A16_ASYM", "W8A16"]
+GroupSize = Literal[32, 64, 128, "channel"]
+RangeName = Literal["minmax", "mse", "activation_weighted"]
+Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Length = Annotated[int, Field(ge=8, le=131072)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values are not coerced, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Strict):
+    """Where the weights come from."""
+
+    source: Annotated[
+        str,
+        Field(
+            pattern=r"^(hf:[\w.-]+/[\w.-]+|package:[\w.]+/.+\.gguf|(\.{1,2})?/.+)$",
+            description="hf:ORG/NAME, ./directory, ./file.gguf or package:MODULE/FILE.gguf",
+        ),
+    ]
+    revision: Annotated[str, Field(min_length=1, description="branch, tag or commit of an hf: source")] | None = None
+
+
+class PythonDocs(Strict):
+    """English prose that CPython ships as pydoc_data.topics, split by document into two disjoint parts."""
+
+    source: Literal["python-docs"]
+
+
+class TextFile(Strict):
+    """A local UTF-8 text file; documents are separated by lines that hold only `---`, or else by length."""
+
+    source: Literal["text"]
+    path: Annotated[str, Field(min_length=1, description="relative to the recipe")]
+
+
+class JsonLines(Strict):
+    """A local JSONL file: one document per line, in `field`; chat messages pass through the model's own template."""
+
+    source: Literal["jsonl"]
+    path: Annotated[str, Field(min_length=1, description="relative to the recipe")]
+    field: Annotated[str, Field(min_length=1)]
+
+
+class HubDataset(Strict):
+    """A data set of the Hugging Face Hub (extra `datasets`)."""
+
+    source: Literal["hf"]
+    name: Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="ORG/NAME, or NAME")]
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    field: Annotated[str, Field(min_length=1)]
+
+
+class Sampling(Strict):
+    """How many windows of how many tokens are drawn from a text, by which seed."""
+
+    samples: Count = 64
+    length: Length = 512
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+
+
+class PythonDocsCalibration(Sampling, PythonDocs): ...
+
+
+class TextFileCalibration(Sampling, TextFile): ...
+
+
+class JsonLinesCalibration(Sampling, JsonLines): ...
+
+
+class HubDatasetCalibration(Sampling, HubDataset): ...
+
+
+Text = Annotated[PythonDocs | TextFile | JsonLines | HubDataset, Field(discriminator="source")]
+Calibration = Annotated[
+    PythonDocsCalibration | TextFileCalibration | JsonLinesCalibration | HubDatasetCalibration,
+    Field(discriminator="source"),
+]
+
+
+class Override(Strict):
+    """Another scheme for the modules that a pattern names; the first match wins. `none` leaves them unquantized."""
+
+    match: Annotated[str, Field(min_length=1, description='module name or glob: "lm_head", "*.mlp.down_proj"')]
+    scheme: Literal[SchemeName, "none"]
+    group_size: GroupSize | None = None
+
+
+class Scheme(Strict):
+    """The number format of the weights, and how the range of each group is found."""
+
+    scheme: SchemeName
+    group_size: GroupSize = 64
+    range: RangeName = "activation_weighted"
+    overrides: tuple[Override, ...] = ()
+
+
+class Rtn(Scheme):
+    """Round to nearest."""
+
+    method: Literal["rtn"]
+
+
+class Gptq(Scheme):
+    """GPTQ (Frantar et al. 2022), columns in order of input power."""
+
+    method: Literal["gptq"]
+    damping: Annotated[float, Field(gt=0, le=1, description="fraction of the mean diagonal of the Gram matrix")] = 0.01
+    correction: Annotated[
+        float, Field(ge=0, le=1, description="share of the way towards weights that undo the errors of earlier layers")
+    ] = 0.25
+
+
+Quantize = Annotated[Rtn | Gptq, Field(discriminator="method")]
+
+
+class OnnxRuntimeGenai(Strict):
+    """A directory that onnxruntime-genai loads."""
+
+    format: Literal["onnxruntime-genai"]
+    device: Literal["cpu"] = "cpu"
+    accuracy_level: Annotated[
+        Literal[0, 1, 4], Field(description="MatMulNBits arithmetic: 0 as the weights, 1 float32, 4 int8 activations")
+    ] = 4
+
+
+class CompressedTensors(Strict):
+    """A flat Hugging Face directory in the compressed-tensors format."""
+
+    format: Literal["compressed-tensors"]
+    device: Literal["cpu"] = "cpu"
+
+
+Target = Annotated[OnnxRuntimeGenai | CompressedTensors, Field(discriminator="format")]
+
+
+class KlDivergenceMetric(Strict):
+    """KL(baseline ‖ candidate) over the whole vocabulary, nats per token."""
+
+    metric: Literal["kl_divergence"]
+    tokens: Count = 20000
+
+
+class Top1AgreementMetric(Strict):
+    """Share of positions at which baseline and candidate put the same token first."""
+
+    metric: Literal["top1_agreement"]
+    tokens: Count = 20000
+
+
+class ClozeAccuracyMetric(Strict):
+    """Share of passages whose last word the model completes greedily."""
+
+    metric: Literal["cloze_accuracy"]
+    samples: Count = 1000
+
+
+class DecodeMetric(Strict):
+    """Tokens per second after the first token: (n − 1) / (time of the last − time of the first)."""
+
+    metric: Literal["decode_tokens_per_second"]
+    prompt_tokens: Count = 256
+    new_tokens: Annotated[int, Field(ge=8)] = 64
+
+
+class TimeToFirstTokenMetric(Strict):
+    """Seconds from the request to the first generated token."""
+
+    metric: Literal["time_to_first_token"]
+    prompt_tokens: Count = 256
+
+
+class PeakMemoryMetric(Strict):
+    """Peak resident memory of a fresh process that loads the model and generates."""
+
+    metric: Literal["peak_memory"]
+
+
+class SizeOnDiskMetric(Strict):
+    """Bytes of all files of the artifact."""
+
+    metric: Literal["size_on_disk"]
+
+
+QualityMetric = Annotated[KlDivergenceMetric | Top1AgreementMetric | ClozeAccuracyMetric, Field(discriminator="metric")]
+SpeedMetric = Annotated[
+    DecodeMetric | TimeToFirstTokenMetric | PeakMemoryMetric | SizeOnDiskMetric, Field(discriminator="metric")
+]
+
+
+class Baseline(Strict):
+    """What the candidate is compared with: the same model on the same runtime, unquantized."""
+
+    scheme: Literal["none"] = "none"
+
+
+class Evaluate(Strict):
+    """What is measured, on which text, with how many samples."""
+
+    baseline: Baseline = Baseline()
+    text: Text = PythonDocs(source="python-docs")
+    length: Annotated[Length, Field(description="tokens per evaluation window")] = 512
+    quality: Annotated[tuple[QualityMetric, ...], Field(min_length=1)]
+    speed: tuple[SpeedMetric, ...] = ()
+    blocks: Annotated[int, Field(ge=3, description="ABBA blocks of four fresh processes each")] = 8
+
+
+class MaxDrop(Strict):
+    """The candidate may score at most this much lower than the baseline (absolute)."""
+
+    max_drop: Annotated[float, Field(gt=0, lt=1)]
+
+
+class MaxMean(Strict):
+    """The mean must stay at or below this."""
+
+    max: Annotated[float, Field(gt=0)]
+
+
+class MinMean(Strict):
+    """The mean must stay at or above this."""
+
+    min: Annotated[float, Field(gt=0, lt=1)]
+
+
+class MinSpeedup(Strict):
+    """The candidate must be at least this many times as fast as the baseline."""
+
+    min_speedup: Annotated[float, Field(gt=0)]
+
+
+class MaxRatio(Strict):
+    """Candidate divided by baseline must stay at or below this."""
+
+    max_ratio: Annotated[float, Field(gt=0)]
+
+
+class Gate(Strict):
+    """What must hold for a PASS. Every gate named here has to pass; a metric without a gate is only reported."""
+
+    kl_divergence: MaxMean | None = None
+    top1_agreement: MinMean | None = None
+    cloze_accuracy: MaxDrop | None = None
+    decode_tokens_per_second: MinSpeedup | None = None
+    time_to_first_token: MaxRatio | None = None
+    peak_memory: MaxRatio | None = None
+    size_on_disk: MaxRatio | None = None
+
+    def declared(self) -> dict[str, Strict]:
+        """Metric name → its criterion, in the order of the schema."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+
+class Publish(Strict):
+    """Where a PASS goes."""
+
+    registry: Annotated[str, Field(min_length=1, description="an OCI image-layout directory, from where you run")]
+    tags: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")], ...],
+        Field(description="letters, digits, dots, dashes and underscores, at most 128, not a dot or a dash first"),
+    ] = ("latest",)
+
+
+class Recipe(Strict):
+    """One job, from model to verdict."""
+
+    version: Literal[1]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9]([a-z0-9._-]{0,98}[a-z0-9])?$",
+            description="a-z, 0-9, dots, dashes and underscores, at most 100, a letter or digit first and last",
+        ),
+    ]
+    model: Model
+    calibration: Calibration
+    quantize: Quantize
+    target: Target
+    evaluate: Evaluate
+    gate: Gate
+    publish: Publish | None = None
+
+    def judged_content(self) -> dict[str, Any]:
+        """What the recipe says about model, build, measurements and gate: all but where a PASS goes."""
+        return self.model_dump(mode="json", exclude={"publish"})
+
+    def digest(self) -> str:
+        """Digest of what is built and judged, whatever the file's layout, its comments and where it publishes to."""
+        return sha256_bytes(canonical_json(self.judged_content()))
+
+
+QUALITY_GATES = ("kl_divergence", "top1_agreement", "cloze_accuracy")
+
+
+def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe, Document]:
+    """Read and check a recipe file; RecipeError names every problem with its line.
+
+    assignments: `a.b=value` overrides, applied before validation.
+    """
+    document = apply_overrides(read_document(path), assignments)
+    try:
+        recipe = Recipe.model_validate_json(canonical_json(document.data))
+    except ValidationError as error:
+        raise RecipeError(explain(error, document, Recipe)) from error
+    if problems := _contradictions(recipe, document):
+        raise RecipeError(problems)
+    return recipe, document
+
+
+def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
+    """Things that are each well-formed and cannot be true together."""
+    problems: list[Problem] = []
+
+    def add(location: Location, message: str) -> None:
+        problems.append(document.problem(location, message))
+
+    measured = {metric.metric for metric in (*recipe.evaluate.quality, *recipe.evaluate.speed)}
+    for name in recipe.gate.declared():
+        if name not in measured:
+            where = "quality" if name in QUALITY_GATES else "speed"
+            add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
+    if not any(name in QUALITY_GATES for name in recipe.gate.declared()):
+        add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}.")
+    for kind in ("quality", "speed"):
+        names = [metric.metric for metric in getattr(recipe.evaluate, kind)]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
+    for index, override in enumerate(recipe.quantize.overrides):
+        if override.scheme == "none" and override.group_size is not None:
+            place = ("quantize", "overrides", index, "group_size")
+            add(place, "scheme none leaves the weights as they are; remove group_size.")
+    if recipe.model.revision and not recipe.model.source.startswith("hf:"):
+        add(("model", "revision"), "only an hf: source has revisions; remove this line.")
+    return sorted(problems, key=lambda problem: problem.line)
