@@ -1,0 +1,53 @@
+"""Calibration tokens: windows of one length, drawn by a seed from the tokenized documents.
+
+Documents are tokenized as the model would see them (chat messages through its own template), joined with the end-of-text token,
+cut into windows, and sampled without replacement. A text too short for the declared samples is an error, never a silent repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.errors import UsageError
+from assay.recipe import Sampling
+from assay.text import Document
+
+
+def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Sampling) -> Tensor:
+    """int64 [samples, length], the same for the same documents, tokenizer and seed."""
+    stream: list[int] = []
+    for document in documents:
+        stream += encode(document, tokenizer)
+        if tokenizer.eos_token_id is not None:
+            stream.append(tokenizer.eos_token_id)
+    windows = len(stream) // sampling.length
+    if windows < sampling.samples:
+        raise UsageError(
+            f"the calibration text has {len(stream)} tokens, enough for {windows} windows of {sampling.length}; the recipe asks "
+            f"for {sampling.samples}. Lower calibration.samples or calibration.length, or give more text."
+        )
+    cut = torch.tensor(stream[: windows * sampling.length], dtype=torch.int64).view(windows, sampling.length)
+    chosen = torch.randperm(windows, generator=torch.Generator().manual_seed(sampling.seed))[: sampling.samples]
+    return cut[chosen.sort().values]
+
+
+def encode(document: Document, tokenizer: Any) -> list[int]:
+    """Token ids of a document, without adding special tokens of our own."""
+    text = document.content
+    if not isinstance(text, str):
+        if not tokenizer.chat_template:
+            raise UsageError(
+                f"{document.name}: holds chat messages, but the model has no chat template; use a text field."
+            )
+        text = tokenizer.apply_chat_template(text, tokenize=False)
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def tokens_digest(tokens: Tensor) -> str:
+    """Digest of token windows: shape and values."""
+    data = f"{tuple(tokens.shape)}".encode() + tokens.contiguous().numpy().tobytes()
+    return "sha256:" + hashlib.sha256(data).hexdigest()

@@ -1,0 +1,89 @@
+"""What cannot work is refused before anything is computed: the recipe against its model and its target. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.errors import Problem, RecipeError, UsageError
+from assay.models.architectures import DecoderShape, LinearShape, decoder_shape
+from assay.models.source import configuration, locate
+from assay.quantize.schemes import WeightScheme, assign_schemes
+from assay.recipe import OnnxRuntimeGenai, Recipe
+from assay.recipe_yaml import Document
+
+_GROUP_SIZES = (32, 64, 128)
+_FUSED_BY_ORT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),)
+
+
+def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> DecoderShape | None:
+    """Check a recipe against its model; RecipeError with every problem.  None when the model is not on this machine."""
+    try:
+        located = locate(recipe.model, base, fetch)
+        if located is None:
+            return None
+        shape = decoder_shape(configuration(located), recipe.model.source)
+    except UsageError as error:
+        raise RecipeError([document.problem(("model", "source"), str(error))]) from error
+    if problems := shape_problems(recipe, shape, document):
+        raise RecipeError(problems)
+    return shape
+
+
+def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> list[Problem]:
+    """Everything in the recipe that this decoder, or this target with this decoder, cannot do."""
+    problems: list[Problem] = []
+    assignment = assign_schemes(recipe.quantize, shape)
+    problems += [
+        document.problem(
+            ("quantize", "overrides", index, "match"),
+            f"the override {recipe.quantize.overrides[index].match!r} matches no module; there are lm_head and, in each layer, "
+            f"{', '.join(name for group in shape.architecture.linears for name in group)}.",
+        )
+        for index in assignment.unmatched
+    ]
+    if not assignment.schemes:
+        problems.append(document.problem(("quantize", "overrides"), "the overrides leave nothing to quantize."))
+    problems += _group_problems(assignment.schemes, shape, document)
+    if isinstance(recipe.target, OnnxRuntimeGenai):
+        problems += _fused_problems(assignment.schemes, shape, document)
+    length = recipe.calibration.length
+    if shape.context_length and max(length, recipe.evaluate.length) > shape.context_length:
+        place = ("calibration", "length") if length > shape.context_length else ("evaluate", "length")
+        problems.append(document.problem(place, f"longer than the model's context of {shape.context_length} tokens."))
+    for index, metric in enumerate(recipe.evaluate.speed):
+        asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
+        if shape.context_length and asked > shape.context_length:
+            message = f"prompt and new tokens exceed the model's context of {shape.context_length}."
+            problems.append(document.problem(("evaluate", "speed", index), message))
+    return problems
+
+
+def _group_problems(schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document) -> list[Problem]:
+    """One problem per group size that does not divide the inputs it is meant for."""
+    refused: dict[int, list[LinearShape]] = {}
+    for linear in shape.linears:
+        scheme = schemes.get(linear.name)
+        if scheme and scheme.group_size and linear.in_features % scheme.group_size:
+            refused.setdefault(scheme.group_size, []).append(linear)
+    problems: list[Problem] = []
+    for group_size, linears in refused.items():
+        kinds = sorted({(linear.name.rsplit(".", 2)[-1], linear.in_features) for linear in linears})
+        sizes = [size for size in _GROUP_SIZES if all(linear.in_features % size == 0 for linear in linears)]
+        named = ", ".join(f"{name} ({features} inputs)" for name, features in kinds)
+        works = ", ".join([*map(str, sizes), "channel"])
+        message = f"group_size {group_size} does not divide the inputs of {named} ({len(linears)} Linears); sizes that work: {works}."
+        problems.append(document.problem(("quantize", "group_size"), message))
+    return problems
+
+
+def _fused_problems(schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document) -> list[Problem]:
+    for layer in range(shape.layers):
+        for group in _FUSED_BY_ORT:
+            names = [f"{shape.architecture.layers}.{layer}.{name}" for name in group]
+            if len({schemes.get(name) for name in names}) > 1:
+                message = (
+                    f"onnxruntime-genai computes {', '.join(names)} as one product, so they need the same scheme and group size; "
+                    'match all three, e.g. "*.self_attn.[qkv]_proj".'
+                )
+                return [document.problem(("quantize", "overrides"), message)]
+    return []

@@ -1,0 +1,61 @@
+"""Run a layer for many batches in lockstep, pausing before chosen Linears.
+
+A layer's Linears must be quantized one after another, each on inputs that the ones before it, already quantized, produced. To
+compute every product only once, each batch runs the layer's own forward in a greenlet that pauses when it reaches the next
+Linear; when all batches wait there, the Linear is quantized and they go on. No assumption is made about what lies between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from greenlet import getcurrent, greenlet
+from torch import Tensor, nn
+
+
+class SteppedLayer:
+    """One layer's forward over several batches, stopped before each of the named Linears in turn."""
+
+    def __init__(
+        self, layer: nn.Module, stops: Sequence[str], batches: Sequence[Tensor], arguments: Sequence[dict[str, Any]]
+    ) -> None:
+        """arguments: the layer's keyword arguments for each batch."""
+        self._scheduler = getcurrent()
+        self._handles = [layer.get_submodule(name).register_forward_pre_hook(self._pause(name)) for name in stops]
+        self._runs = [
+            greenlet(lambda batch=batch, given=given: _output(layer(batch, **given)))
+            for batch, given in zip(batches, arguments, strict=True)
+        ]
+        self._waiting: list[tuple[str, Tensor] | Tensor] = [run.switch() for run in self._runs]
+
+    def _pause(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._scheduler.switch((name, inputs[0]))
+
+        return hook
+
+    def inputs(self, name: str) -> list[Tensor]:
+        """What each batch is about to put into the named Linear: [tokens, in] each."""
+        result: list[Tensor] = []
+        for waiting in self._waiting:
+            if not isinstance(waiting, tuple) or waiting[0] != name:
+                reached = waiting[0] if isinstance(waiting, tuple) else "the end"
+                raise RuntimeError(f"expected the layer to reach {name}, but it reached {reached}")
+            result.append(waiting[1].reshape(-1, waiting[1].shape[-1]))
+        return result
+
+    def resume(self) -> None:
+        """Let every batch go on to its next stop or to the end."""
+        for index, run in enumerate(self._runs):
+            self._waiting[index] = run.switch()
+
+    def outputs(self) -> list[Tensor]:
+        """The layer's outputs; every batch must have reached the end."""
+        for handle in self._handles:
+            handle.remove()
+        return [waiting for waiting in self._waiting if isinstance(waiting, Tensor)]
+
+
+def _output(result: Any) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result

@@ -1,0 +1,140 @@
+"""Texts for calibration and evaluation: documents with names, from Python's own documentation, local files or the Hub.
+
+`python-docs` is split by document into two parts that share no paragraph: topics quote each other, so every paragraph is given
+to the smallest topic that has it and left out of the others before the topics are dealt out by the digest of their names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from assay.errors import AssayError, UsageError
+from assay.files import canonical_json, sha256_bytes
+from assay.recipe import HubDataset, JsonLines, PythonDocs, TextFile
+
+Part = Literal["calibration", "evaluation"]
+Messages = list[dict[str, str]]
+_PARAGRAPHS_PER_DOCUMENT = 40
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text with a name that is unique in its source; content is plain text, or chat messages."""
+
+    name: str
+    content: str | Messages
+
+
+def texts_digest(documents: list[Document]) -> str:
+    """Digest of names and contents, in order."""
+    return sha256_bytes(canonical_json([[document.name, document.content] for document in documents]))
+
+
+def load_documents(source: PythonDocs | TextFile | JsonLines | HubDataset, part: Part, base: Path) -> list[Document]:
+    """The documents of a source; base: the directory that relative paths start from."""
+    if isinstance(source, PythonDocs):
+        return python_docs(part)
+    if isinstance(source, TextFile):
+        documents = _text_file(base / source.path)
+    elif isinstance(source, JsonLines):
+        documents = _json_lines(base / source.path, source.field)
+    else:
+        documents = _hub_dataset(source)
+    if not any(document.content for document in documents):
+        raise UsageError(f"the {part} text {getattr(source, 'path', None) or source.source} is empty.")
+    return documents
+
+
+def python_docs(part: Part) -> list[Document]:
+    """One part of the documentation topics that CPython ships, every paragraph of them once."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise AssayError("this Python ships without pydoc_data.topics; use another text source.") from error
+    owned: set[str] = set()
+    documents: list[Document] = []
+    for name in sorted(topics, key=lambda name: (len(topics[name]), name)):
+        kept: list[str] = []
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            normal = " ".join(paragraph.split())
+            if normal and normal not in owned:
+                owned.add(normal)
+                kept.append(paragraph.strip("\n"))
+        if kept:
+            documents.append(Document(name, "\n\n".join(kept) + "\n"))
+    wanted = 0 if part == "calibration" else 1
+    return [
+        document for document in sorted(documents, key=lambda document: document.name) if _side(document.name) == wanted
+    ]
+
+
+def _side(name: str) -> int:
+    return hashlib.sha256(name.encode()).digest()[0] & 1
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); paths are relative to the recipe.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}).") from error
+
+
+def _text_file(path: Path) -> list[Document]:
+    """Documents end at lines that hold only ---; a file without them is cut every 40 paragraphs."""
+    text = _read_text(path)
+    parts = re.split(r"(?m)^---\s*$", text)
+    if len(parts) == 1:
+        paragraphs = re.split(r"\n\s*\n", text)
+        size = _PARAGRAPHS_PER_DOCUMENT
+        parts = ["\n\n".join(paragraphs[start : start + size]) for start in range(0, len(paragraphs), size)]
+    return [
+        Document(f"{path.name}#{index}", part.strip("\n") + "\n") for index, part in enumerate(parts) if part.strip()
+    ]
+
+
+def _json_lines(path: Path, field: str) -> list[Document]:
+    documents: list[Document] = []
+    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}:{number}: not valid JSON ({error.msg}).") from error
+        if not isinstance(row, dict) or field not in row:
+            keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
+            raise UsageError(f"{path}:{number}: there is no field {field!r}; the line has: {keys}.")
+        documents.append(Document(f"{path.name}:{number}", _content(row[field], f"{path}:{number}", field)))
+    return documents
+
+
+def _content(value: Any, place: str, field: str) -> str | Messages:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value):
+        return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
+    raise UsageError(f"{place}: {field!r} must be a text, or a list of chat messages with role and content.")
+
+
+def _hub_dataset(source: HubDataset) -> list[Document]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UsageError("hf: data sets need the extra `datasets`: pip install 'assay[datasets]'.") from error
+    try:
+        rows = load_dataset(source.name, source.config, split=source.split, revision=source.revision)
+    except Exception as error:
+        raise AssayError(f"the data set {source.name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if source.field not in rows.column_names:
+        raise UsageError(f"{source.name}: there is no field {source.field!r}; it has: {', '.join(rows.column_names)}.")
+    return [
+        Document(f"{source.name}/{source.split}#{index}", _content(value, f"{source.name}#{index}", source.field))
+        for index, value in enumerate(rows[source.field])
+    ]
