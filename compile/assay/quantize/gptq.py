@@ -1,0 +1,88 @@
+"""GPTQ: round the columns of a weight one after another, and let those to come make up for each error.
+
+Source: Frantar et al., "GPTQ", 2022 (arXiv 2210.17323), algorithm 1, with the Cholesky form of the inverse Hessian. Columns go
+in order of falling input power ("static order"): the grid is fixed beforehand from the whole weight, so the stored checkpoint
+needs no index. Left out on purpose: run-time reordering (g_idx), which costs speed at serving time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from assay.errors import AssayError
+from assay.quantize.weights import Grid, QuantizedWeight
+
+_BLOCK = 128
+_MAX_DAMPING = 1.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of a Gram matrix, shared by all weights that see the same inputs.
+
+    order: int64 [in], columns by falling power.  upper: float32 [in, in], Cholesky factor of the inverse damped Gram matrix
+    in that order.  dead: bool [in], channels whose inputs were always zero.  damping: what it took.
+    """
+
+    order: Tensor
+    upper: Tensor
+    dead: Tensor
+    damping: float
+
+
+def factorize(gram: Tensor, damping: float) -> Factor:
+    """Invert and factor a Gram matrix (float32 [in, in]); raises damping tenfold until it succeeds, up to the mean diagonal."""
+    dead = gram.diagonal() == 0
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    hessian = gram.double()[order][:, order]
+    diagonal = hessian.diagonal()
+    diagonal[dead[order]] = 1.0
+    mean = diagonal[~dead[order]].mean() if bool((~dead).any()) else torch.ones((), dtype=torch.float64)
+    while damping <= _MAX_DAMPING:
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * mean)
+        # With the order reversed, H = U Uᵀ for an upper U, and the factor of H⁻¹ is U⁻¹: one factorization, no inverse of H.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not failed:
+            identity = torch.eye(len(lower), dtype=lower.dtype)
+            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+            return Factor(order, inverse.flip(0, 1).float(), dead, damping)
+        damping *= 10
+    raise AssayError(
+        "the Gram matrix of a layer's inputs cannot be inverted even with damping 1.0: its calibration inputs are degenerate. "
+        "Use more, or more varied, calibration text, or method: rtn."
+    )
+
+
+def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:
+    """Quantize float32 [out, in] on a fixed grid, each column's error spread over the columns still to come."""
+    order, upper = factor.order, factor.upper
+    remaining = weight.masked_fill(factor.dead, 0.0)[:, order].T.contiguous()
+    scales, zero_points = grid.scales.T.contiguous(), grid.zero_points.T.contiguous()
+    group_of = [grid.group(column) for column in order.tolist()]
+    codes = torch.empty_like(remaining)
+    levels = grid.scheme.levels
+    for start in range(0, len(remaining), _BLOCK):
+        stop = min(start + _BLOCK, len(remaining))
+        block, factor_block = remaining[start:stop], upper[start:stop, start:stop]
+        diagonal = factor_block.diagonal().tolist()
+        errors = torch.empty_like(block)
+        for index, value in enumerate(block):
+            scale, zero_point = scales[group_of[start + index]], zero_points[group_of[start + index]]
+            code = codes[start + index]
+            torch.div(value, scale, out=code).round_().add_(zero_point).clamp_(0, levels)
+            error = errors[index]
+            torch.sub(code, zero_point, out=error).mul_(scale).sub_(value).div_(-diagonal[index])
+            block[index + 1 :].addr_(factor_block[index, index + 1 :], error, alpha=-1)
+        remaining[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    unordered = torch.empty_like(codes)
+    unordered[order] = codes
+    return grid.with_codes(unordered.T.contiguous())
+
+
+def output_error(difference: Tensor, gram: Tensor) -> float:
+    """Squared output error of a weight difference over the calibration inputs: tr(Δ XᵀX Δᵀ).  Δ: [out, in], gram: [in, in]."""
+    return float(((difference @ gram) * difference).sum(dtype=torch.float64))
