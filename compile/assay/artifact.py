@@ -1,0 +1,53 @@
+"""An artifact: a directory of model files with its manifest and lock, named by the digest of all of its bytes.
+
+    artifact/
+      model.onnx, model.onnx.data, tokenizer.json, …   what the runtime loads
+      manifest.json     what was done: scheme, precision realized per layer, fallbacks, bits per weight, how to run it
+      assay.lock.json   what the recipe resolved to: source digests, calibration digest, seed, tool versions, host
+
+Nothing in it depends on time: the same recipe on the same lock gives the same bytes. Evidence (measurements, verdict,
+report) stands beside it and names it by its bundle digest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from assay.errors import IntegrityError
+from assay.files import canonical_json, list_files, read_json, sha256_bytes, sha256_file
+
+MANIFEST_NAME = "manifest.json"
+LOCK_NAME = "assay.lock.json"
+MANIFEST_VERSION = 1
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """Name → sha256 of every file of an artifact directory, recomputed from the bytes."""
+    return {name: sha256_file(directory / name) for name in list_files(directory)}
+
+
+def bundle_digest(files: dict[str, str]) -> str:
+    """The digest of an artifact: over its sorted names and the digests of their bytes."""
+    return sha256_bytes(canonical_json(sorted(files.items())))
+
+
+def directory_digest(directory: Path) -> str:
+    """The bundle digest of a directory's bytes, recomputed."""
+    return bundle_digest(file_digests(directory))
+
+
+def size_bytes(directory: Path) -> int:
+    """Bytes on disk of all files of an artifact."""
+    return sum((directory / name).stat().st_size for name in list_files(directory))
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an artifact directory; IntegrityError when there is none or it is of another version."""
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise IntegrityError(f"{directory}: no {MANIFEST_NAME}: this is not an artifact that Assay built.")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+        raise IntegrityError(f"{path}: not a version {MANIFEST_VERSION} manifest; use the Assay release that wrote it.")
+    return manifest
