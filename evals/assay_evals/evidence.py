@@ -1,0 +1,259 @@
+"""Evidence: the raw measurements of one run, from which its verdict can be recomputed.
+
+    evidence/
+      evidence.json    what was compared, on which text and machine, by which recipe; digests of the two files below
+      quality.jsonl    one JSON object a line: a window of text, or a cloze question
+      speed.jsonl      one JSON object a line: a fresh process
+
+A measurement that is not a finite number is kept as null, here None: it never passes for a number, and the gate makes
+the run INVALID. This module only keeps and checks the form; what the numbers mean is the gate's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from assay.errors import IntegrityError
+from assay.files import atomic_directory, readable_json, sha256_bytes
+from assay.recipe import Evaluate, Gate
+
+EVIDENCE_VERSION = 1
+HEADER_NAME = "evidence.json"
+QUALITY_NAME = "quality.jsonl"
+SPEED_NAME = "speed.jsonl"
+
+Measured = Annotated[float, Field(allow_inf_nan=False)] | None
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeUsed:
+    """The recipe that asked: its gate and its samples were fixed before anything was measured."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    digest: str
+    gate: Gate
+    evaluate: Evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the two artifacts compared, named by the digest of its bytes."""
+
+    __pydantic_config__ = _STRICT
+    bundle_digest: str
+    runtime: str
+    size_bytes: int
+    scheme: str
+    bits_per_weight: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextUsed:
+    """The text that quality was measured on."""
+
+    __pydantic_config__ = _STRICT
+    source: str
+    digest: str
+    documents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Something that must hold for the measurement to mean anything; one false check makes the run INVALID."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What evidence.json says, but for its version and file digests."""
+
+    __pydantic_config__ = _STRICT
+    recipe: RecipeUsed
+    candidate: Arm
+    baseline: Arm
+    text: TextUsed
+    checks: tuple[Check, ...]
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A stretch of a document that both arms read: per-token KL(baseline ‖ candidate) in nats, mean nll in nats."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["window"] = "window"
+    document: str
+    window: int
+    tokens: int
+    kl: tuple[Measured, ...]
+    agreed: tuple[Literal[0, 1], ...]
+    nll_baseline: Measured
+    nll_candidate: Measured
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tokens == len(self.kl) == len(self.agreed):
+            lengths = f"{self.tokens} tokens, {len(self.kl)} divergences, {len(self.agreed)} agreements"
+            raise ValueError(f"a window needs one divergence and one agreement per token; this one has {lengths}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What one arm answered to a cloze question."""
+
+    __pydantic_config__ = _STRICT
+    correct: bool
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloze:
+    """One question: which word follows this context."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["cloze"] = "cloze"
+    document: str
+    window: int
+    position: int
+    word: str
+    context: str
+    baseline: Answer
+    candidate: Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One request: seconds from the request to each new token."""
+
+    __pydantic_config__ = _STRICT
+    prompt_tokens: int
+    token_seconds: tuple[Measured, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRun:
+    """One fresh process: a block is four of them, in the order ABBA or BAAB (A = baseline, B = candidate)."""
+
+    __pydantic_config__ = _STRICT
+    block: int
+    position: Literal[0, 1, 2, 3]
+    arm: Literal["baseline", "candidate"]
+    load_seconds: Measured
+    peak_memory_bytes: int
+    generations: tuple[Generation, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything measured in one run; `digest` is that of evidence.json, which holds the digests of the rest."""
+
+    header: Header
+    windows: tuple[Window, ...]
+    clozes: tuple[Cloze, ...]
+    runs: tuple[SpeedRun, ...]
+    digest: str
+
+
+_HEADER = TypeAdapter(Header)
+_QUALITY: TypeAdapter[Window | Cloze] = TypeAdapter(Annotated[Window | Cloze, Field(discriminator="kind")])
+_SPEED = TypeAdapter(SpeedRun)
+
+
+def write_evidence(
+    directory: Path, header: Header, quality: Iterable[Window | Cloze], runs: Iterable[SpeedRun]
+) -> Evidence:
+    """Write an evidence directory, whole or not at all, and return it as a reader will see it.
+
+    The same measurements give the same bytes. Numbers that are not finite are written as null.
+    """
+    with atomic_directory(directory) as temporary:
+        files = {QUALITY_NAME: _lines(_QUALITY, quality), SPEED_NAME: _lines(_SPEED, runs)}
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+        digests = {name: sha256_bytes(data) for name, data in files.items()}
+        (temporary / HEADER_NAME).write_bytes(readable_json(_header_json(header, digests)))
+        return read_evidence(temporary)
+
+
+def read_evidence(directory: Path) -> Evidence:
+    """Read an evidence directory; IntegrityError when a file is missing, changed, or not of the promised form."""
+    header_bytes = _read(directory / HEADER_NAME)
+    header, digests = _parse_header(directory / HEADER_NAME, header_bytes)
+    quality = _parse_lines(_QUALITY, directory / QUALITY_NAME, digests[QUALITY_NAME])
+    runs = _parse_lines(_SPEED, directory / SPEED_NAME, digests[SPEED_NAME])
+    return Evidence(
+        header=header,
+        windows=tuple(row for row in quality if isinstance(row, Window)),
+        clozes=tuple(row for row in quality if isinstance(row, Cloze)),
+        runs=tuple(runs),
+        digest=sha256_bytes(header_bytes),
+    )
+
+
+def _lines(adapter: TypeAdapter[Row], rows: Iterable[Row]) -> bytes:
+    """One JSON object a line, keys in the order of the class; pydantic writes NaN and infinities as null."""
+    return b"".join(adapter.dump_json(row, warnings="error") + b"\n" for row in rows)
+
+
+def _header_json(header: Header, digests: dict[str, str]) -> dict[str, Any]:
+    value = _HEADER.dump_python(header, mode="json", warnings="error")
+    value["recipe"]["gate"] = header.recipe.gate.model_dump(mode="json", exclude_none=True)
+    return {"version": EVIDENCE_VERSION, "files": digests, **value}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path}: missing. Evidence is three files: take them all, or measure again.") from error
+
+
+def _parse_header(path: Path, data: bytes) -> tuple[Header, dict[str, str]]:
+    try:
+        value = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise IntegrityError(f"{path}: not valid JSON ({error}). The file was damaged: measure again.") from error
+    if not isinstance(value, dict) or value.get("version") != EVIDENCE_VERSION:
+        raise IntegrityError(f"{path}: not version {EVIDENCE_VERSION} evidence; use the Assay release that wrote it.")
+    digests = value.pop("files", None)
+    if not isinstance(digests, dict) or set(digests) != {QUALITY_NAME, SPEED_NAME}:
+        raise IntegrityError(f"{path}: `files` must hold the digests of {QUALITY_NAME} and {SPEED_NAME}, and no other.")
+    del value["version"]
+    try:
+        return _HEADER.validate_json(json.dumps(value)), digests
+    except ValidationError as error:
+        raise IntegrityError(f"{path}: {_first(error)}") from error
+
+
+def _parse_lines(adapter: TypeAdapter[Row], path: Path, digest: str) -> list[Row]:
+    data = _read(path)
+    if (found := sha256_bytes(data)) != digest:
+        raise IntegrityError(f"{path}: the digest is {found}, but {HEADER_NAME} promises {digest}. It was changed.")
+    if data and not data.endswith(b"\n"):
+        raise IntegrityError(f"{path}: the last line is cut short.")
+    rows: list[Row] = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            rows.append(adapter.validate_json(line))
+        except ValidationError as error:
+            raise IntegrityError(f"{path}:{number}: {_first(error)}") from error
+    return rows
+
+
+def _first(error: ValidationError) -> str:
+    """The first of pydantic's complaints, as "where: what"."""
+    detail = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in detail["loc"])
+    return f"{place}: {detail['msg']}" if place else detail["msg"]

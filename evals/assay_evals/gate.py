@@ -1,0 +1,190 @@
+"""The gate: from evidence to a verdict, and from nothing else. The same evidence gives the same bytes.
+
+Non-inferiority against a declared margin: PASS when the whole interval is on the good side of the limit, FAIL when all
+of it is on the bad side, INCONCLUSIVE when it spans the limit. Not finding a difference is never a reason to pass.
+Every gate must pass, so no correction for many gates is due (an intersection-union test). Quality is judged one-sided
+at 5%, speed by a two-sided 95% interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+from assay.files import canonical_json, sha256_bytes
+from assay.recipe import Gate
+from assay_evals import quality_findings as quality
+from assay_evals import speed_findings as speed
+from assay_evals import wording
+from assay_evals.evidence import Check, Evidence
+from assay_evals.findings import UnmeasurableError
+from assay_evals.validity import checks_of
+from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
+from assay_evals.wording import SAME_ARM
+
+# In the order of the recipe's schema. A speed metric gives its row and that of its A/A control.
+_MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
+    "kl_divergence": lambda evidence: [quality.kl_divergence(evidence)],
+    "top1_agreement": lambda evidence: [quality.top1_agreement(evidence)],
+    "cloze_accuracy": lambda evidence: [quality.cloze_accuracy(evidence)],
+    "decode_tokens_per_second": lambda evidence: [*speed.decode_tokens_per_second(evidence)],
+    "time_to_first_token": lambda evidence: [*speed.time_to_first_token(evidence)],
+    "peak_memory": lambda evidence: [*speed.peak_memory(evidence)],
+    "size_on_disk": lambda evidence: [speed.size_on_disk(evidence)],
+    "kl_divergence.tail": quality.kl_tail,
+    "perplexity": lambda evidence: [quality.perplexity(evidence)],
+    "cloze_disagreement": lambda evidence: [quality.cloze_disagreement(evidence)],
+    "load_time": lambda evidence: [*speed.load_time(evidence)],
+}
+
+
+def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
+    """The verdict on a run by its recipe's gate, which was fixed before anything was measured.
+
+    gate: judge by this one instead, to ask "what if". The verdict then names another recipe digest than the run's own,
+    so that it can never stand for it when something is published.
+    """
+    recipe = evidence.header.recipe
+    declared = (recipe.gate if gate is None else gate).declared()
+    found = {metric: _measured(metric, evidence) for metric in _MEASURES}
+    gates = tuple(_gate_row(metric, criterion.model_dump(), found[metric]) for metric, criterion in declared.items())
+    rows = [row for measured in found.values() if isinstance(measured, list) for row in measured]
+    checks = (*checks_of(evidence), _all_measured(evidence, found))
+    verdict = overall(gates, checks)
+    return Verdict(
+        verdict=verdict,
+        candidate=evidence.header.candidate.bundle_digest,
+        baseline=evidence.header.baseline.bundle_digest,
+        recipe=recipe.digest if gate in (None, recipe.gate) else _other_recipe(recipe.digest, gate),
+        evidence=evidence.digest,
+        gates=gates,
+        reported=tuple(row for row in rows if row.metric not in declared),
+        checks=checks,
+        reasons=_reasons(verdict, gates, checks),
+    )
+
+
+def _reasons(verdict: Outcome, gates: tuple[GateRow, ...], checks: tuple[Check, ...]) -> tuple[str, ...]:
+    if verdict == "PASS":
+        return ("The gate passed." if len(gates) == 1 else f"All {len(gates)} gates passed.",)
+    failed = [check for check in checks if not check.passed]
+    told = " ".join(check.detail for check in failed)
+    return (
+        *([] if gates else ["The recipe gates nothing, so nothing was shown. Add a gate."]),
+        *(f"{check.name}: {check.detail}" for check in failed),
+        *(
+            f"{wording.words(row.metric).label}: {row.reason}"
+            for row in gates
+            if row.verdict != "PASS" and row.reason not in told
+        ),
+    )
+
+
+def _all_measured(evidence: Evidence, found: dict[str, list[Row] | str]) -> Check:
+    """Every metric that the recipe names was measured, gated or not."""
+    evaluate = evidence.header.recipe.evaluate
+    named = [metric.metric for metric in (*evaluate.quality, *evaluate.speed)]
+    missing: dict[str, list[str]] = {}
+    for metric in named:
+        if isinstance(reason := found[metric], str):
+            missing.setdefault(reason, []).append(metric)
+    sentences = [f"{', '.join(metrics)}: {reason}" for reason, metrics in missing.items()]
+    detail = " ".join(sentences) or f"All {len(named)} metrics of the recipe were measured."
+    return Check(name="every metric measured", passed=not missing, detail=detail)
+
+
+def _other_recipe(digest: str, gate: Gate) -> str:
+    return sha256_bytes(canonical_json({"recipe": digest, "gate": gate.model_dump(mode="json", exclude_none=True)}))
+
+
+def _measured(name: str, evidence: Evidence) -> list[Row] | str:
+    """The rows of a metric, or the reason why it has none."""
+    try:
+        return _MEASURES[name](evidence)
+    except UnmeasurableError as error:
+        return str(error)
+
+
+def _gate_row(metric: str, criterion: dict[str, float], found: list[Row] | str) -> GateRow:
+    (margin,) = criterion.values()
+    if isinstance(found, str):
+        return _invalid_row(metric, criterion, found)
+    row, limit = found[0], limit_of(criterion)
+    control = next((other for other in found if other.metric == metric + SAME_ARM), None)
+    noise = speed.too_noisy(control, limit.value) if control else ""
+    verdict: Outcome = "INCONCLUSIVE" if noise else _compare(row, limit)
+    reason = noise or _reason(row, criterion, limit, verdict)
+    fields = asdict(replace(row, reason=f"{reason} {row.reason}".strip()))
+    return GateRow(**fields, criterion=criterion, margin=margin, verdict=verdict)
+
+
+def _invalid_row(metric: str, criterion: dict[str, float], reason: str) -> GateRow:
+    (margin,) = criterion.values()
+    return GateRow(
+        metric=metric,
+        baseline=None,
+        candidate=None,
+        difference=None,
+        interval=None,
+        confidence=None,
+        n=0,
+        clusters=None,
+        minimum_detectable=None,
+        reason=reason,
+        criterion=criterion,
+        margin=margin,
+        verdict="INVALID",
+    )
+
+
+def _compare(row: Row, limit: Limit) -> Outcome:
+    """Where an interval lies; touching the limit from the good side passes."""
+    if row.interval is None:
+        return "INVALID"
+    low, high = row.interval
+    if limit.at_least:
+        return "PASS" if low >= limit.value else "FAIL" if high < limit.value else "INCONCLUSIVE"
+    return "PASS" if high <= limit.value else "FAIL" if low > limit.value else "INCONCLUSIVE"
+
+
+def _reason(row: Row, criterion: dict[str, float], limit: Limit, verdict: Outcome) -> str:
+    metric, asked = row.metric, f"{wording.criterion(row.metric, criterion)} was asked"
+    if row.interval is None or row.difference is None:
+        return "Measured without an interval, so nothing can be concluded."
+    if row.interval[0] == row.interval[1]:
+        return f"It is {wording.difference(metric, row.difference, limit.value)}, exactly; {asked}."
+    near, far = row.interval if limit.at_least else row.interval[::-1]
+    if verdict == "PASS":
+        return f"Even the worse end of the interval is {wording.difference(metric, near, limit.value)}; {asked}."
+    if verdict == "FAIL":
+        return f"Even the better end of the interval is {wording.difference(metric, far, limit.value)}; {asked}."
+    factor = wording.words(metric).difference == "factor"
+    scale: Callable[[float], float] = math.log if factor else float
+    found, bound = scale(row.difference), scale(limit.value)
+    crossing = near if (found > bound) == limit.at_least else far
+    more = _more_samples(
+        reach=abs(scale(crossing) - found),
+        room=abs(found - bound),
+        count=row.n if row.clusters is None or not factor else row.clusters,
+        unit="blocks" if factor else "samples",
+    )
+    return f"The interval, {wording.interval(metric, row.interval, limit.value)}, spans the limit; {asked}. {more}"
+
+
+def _more_samples(reach: float, room: float, count: int, unit: str) -> str:
+    """How many samples would bring the interval clear of the limit, were the difference found the true one.
+
+    reach: from the difference to the end of the interval that is past the limit; it shrinks as 1/√n. room: from the
+    difference to the limit.
+    """
+    if reach > 10 * room:
+        return "The difference found lies almost on the limit, so more samples would hardly settle it."
+    needed = _round_up(count * (reach / room) ** 2)
+    return f"About {needed:,} {unit} would settle it if the difference found is the true one; {count:,} were taken."
+
+
+def _round_up(number: float) -> int:
+    """Two significant digits, upwards: an estimate, and said as one."""
+    digits = max(0, math.floor(math.log10(number)) - 1) if number > 0 else 0
+    return math.ceil(number / 10**digits) * 10**digits

@@ -1,0 +1,155 @@
+"""Whether a run can conclude, before it starts: the smallest difference that the declared samples resolve.
+
+Everything here is the power formula of `statistics.detectable` with assumed noise in place of measured noise; the
+assumptions are stated with every answer. A plan is a forecast: the gate never reads it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from assay.recipe import (
+    ClozeAccuracyMetric,
+    Evaluate,
+    Gate,
+    KlDivergenceMetric,
+    Strict,
+    Top1AgreementMetric,
+)
+from assay_evals import quality_findings as quality
+from assay_evals import speed_findings as speed
+from assay_evals import wording
+from assay_evals.statistics import binomial_upper, detectable, t_half_width
+from assay_evals.verdict import limit_of
+
+MOST_BLOCKS = 200
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Noise that a plan reckons with, before anything is measured.
+
+    discordance: share of cloze answers that flip. design_effect: how much clustering by document inflates a variance.
+    divergence_variation: standard deviation of KL per token over its mean. speed_noise, memory_noise: standard
+    deviation of a block's log-ratio.
+    """
+
+    discordance: float = 0.08
+    design_effect: float = 2.0
+    divergence_variation: float = 2.5
+    speed_noise: float = 0.05
+    memory_noise: float = 0.01
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a gate can be expected to resolve.
+
+    smallest: distance of the truth from the margin that is resolved with 80% probability, in the terms of
+    `Row.minimum_detectable`; 0 for exact numbers. in_reach: whether a candidate worth passing would pass.
+    """
+
+    metric: str
+    criterion: dict[str, float]
+    samples: int
+    smallest: float
+    in_reach: bool
+    sentence: str
+
+
+def plan_gates(evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None = None) -> tuple[Reach, ...]:
+    """For each gate, the smallest difference that `evaluate` can resolve, and whether its margin is in reach."""
+    assumed = assumptions or Assumptions()
+    return tuple(_reach(metric, criterion, evaluate, assumed) for metric, criterion in gate.declared().items())
+
+
+def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumptions) -> Reach:
+    rule: dict[str, float] = criterion.model_dump()
+    limit = limit_of(rule).value
+    for declared in evaluate.quality:
+        if declared.metric != metric:
+            continue
+        if isinstance(declared, ClozeAccuracyMetric):
+            return _cloze(rule, declared.samples, assumed)
+        if isinstance(declared, KlDivergenceMetric):
+            return _divergence(rule, limit, declared.tokens, assumed)
+        return _agreement(rule, limit, declared, assumed)
+    if metric == "size_on_disk":
+        return Reach(metric, rule, 1, 0.0, True, "The size is an exact number; it is compared as it is.")
+    noise = assumed.memory_noise if metric == "peak_memory" else assumed.speed_noise
+    return _ratio(metric, rule, limit, evaluate.blocks, noise)
+
+
+def _cloze(rule: dict[str, float], samples: int, assumed: Assumptions) -> Reach:
+    """A candidate without any true loss must show a loss below the margin: M ≥ (z + z) √(ρ · deff / n)."""
+
+    def smallest_with(count: int) -> float:
+        error = math.sqrt(assumed.discordance * assumed.design_effect / count)
+        return max(detectable(error, math.inf, quality.ALPHA), binomial_upper(0, count, quality.ALPHA))
+
+    (margin,) = rule.values()
+    smallest = smallest_with(samples)
+    found = f"{samples:,} questions resolve {wording.distance('cloze_accuracy', smallest)}"
+    basis = f"(assuming that {100 * assumed.discordance:g}% of answers flip, design effect {assumed.design_effect:g})"
+    advice = ""
+    if smallest > margin:
+        # The first term falls as 1/√n and the exact bound faster, so this count is enough for both.
+        needed = _hundreds(samples * (smallest / margin) ** 2)
+        advice = f" The margin is {wording.distance('cloze_accuracy', margin)}: ask for about {needed:,} questions."
+    return Reach("cloze_accuracy", rule, samples, smallest, smallest <= margin, f"{found} {basis}.{advice}")
+
+
+def _divergence(rule: dict[str, float], limit: float, tokens: int, assumed: Assumptions) -> Reach:
+    """The error grows with the mean: x is resolved when limit − x ≥ k·x, with k = (z + z) · variation · √(deff / n)."""
+    error = assumed.divergence_variation * math.sqrt(assumed.design_effect / tokens)
+    widening = detectable(error, math.inf, quality.ALPHA)
+    highest = limit / (1 + widening)
+    sentence = (
+        f"{tokens:,} tokens can show that a divergence of up to {wording.value('kl_divergence', highest)} is within the "
+        f"limit (assuming that it varies by {assumed.divergence_variation:g} times its mean between tokens, "
+        f"design effect {assumed.design_effect:g})."
+    )
+    if widening > 1:
+        sentence += f" That is less than half of the limit: ask for about {_hundreds(tokens * widening**2):,} tokens."
+    return Reach("kl_divergence", rule, tokens, limit - highest, widening <= 1, sentence)
+
+
+def _agreement(rule: dict[str, float], limit: float, metric: Top1AgreementMetric, assumed: Assumptions) -> Reach:
+    """A candidate halfway between the limit and perfect agreement should pass."""
+    halfway = (1 + limit) / 2
+    error = math.sqrt(halfway * (1 - halfway) * assumed.design_effect / metric.tokens)
+    smallest, room = detectable(error, math.inf, quality.ALPHA), halfway - limit
+    sentence = (
+        f"{metric.tokens:,} tokens resolve {wording.distance('top1_agreement', smallest)} "
+        f"(assuming design effect {assumed.design_effect:g})."
+    )
+    if smallest > room:
+        sentence += (
+            f" Too coarse for this limit: ask for about {_hundreds(metric.tokens * (smallest / room) ** 2):,} tokens."
+        )
+    return Reach("top1_agreement", rule, metric.tokens, smallest, smallest <= room, sentence)
+
+
+def _ratio(metric: str, rule: dict[str, float], limit: float, blocks: int, noise: float) -> Reach:
+    """Speed and memory are in reach when the A/A control can be expected to be quiet enough for a conclusion."""
+    smallest = math.exp(detectable(noise / math.sqrt(blocks), blocks - 1, speed.ALPHA))
+    quiet = _control_half_width(noise, blocks) <= speed.noise_tolerance(limit)
+    sentence = (
+        f"{blocks} blocks resolve a difference of {wording.distance(metric, smallest)} from {wording.difference(metric, limit)} "
+        f"(assuming that a block's ratio varies by {100 * noise:g}%)."
+    )
+    if not quiet:
+        counts = range(blocks, MOST_BLOCKS + 1)
+        enough = (count for count in counts if _control_half_width(noise, count) <= speed.noise_tolerance(limit))
+        needed = next(enough, MOST_BLOCKS)
+        sentence += f" Too few for a quiet A/A control at this limit: ask for {needed} blocks."
+    return Reach(metric, rule, blocks, smallest, quiet, sentence)
+
+
+def _control_half_width(noise: float, blocks: int) -> float:
+    return t_half_width(noise / math.sqrt(blocks), blocks - 1, speed.CONFIDENCE)
+
+
+def _hundreds(number: float) -> int:
+    return 100 * math.ceil(number / 100)

@@ -1,0 +1,188 @@
+"""Quality, from evidence to rows: divergence and agreement per token, accuracy per cloze question.
+
+Everything is paired (both arms saw the same tokens) and clustered by document. Intervals are two-sided 90%, so each
+end is the one-sided 95% bound that non-inferiority is judged by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from assay_evals.evidence import Cloze, Evidence, Window
+from assay_evals.findings import UnmeasurableError, bounded_exp, finding
+from assay_evals.statistics import (
+    Groups,
+    binomial_lower,
+    binomial_upper,
+    clustered_mean,
+    detectable,
+    grouped,
+    rare_difference_interval,
+    skewed_interval,
+    t_interval,
+)
+from assay_evals.verdict import Row
+
+ALPHA = 0.05
+CONFIDENCE = 1 - 2 * ALPHA
+RARE = 25
+
+
+def kl_divergence(evidence: Evidence) -> Row:
+    """Mean of KL(baseline ‖ candidate) over tokens, in nats."""
+    windows = _windows(evidence)
+    groups = _by_document(windows, [math.fsum(_finite(window)) for window in windows])
+    estimate = clustered_mean(groups)
+    return finding(
+        "kl_divergence",
+        arms=(None, estimate.mean),
+        difference=estimate.mean,
+        interval=skewed_interval(groups, CONFIDENCE),
+        confidence=CONFIDENCE,
+        samples=groups.samples,
+        clusters=groups.clusters,
+        minimum_detectable=detectable(estimate.standard_error, estimate.degrees, ALPHA),
+    )
+
+
+def kl_tail(evidence: Evidence) -> list[Row]:
+    """Median, 99th percentile and maximum of the divergence over tokens: what a mean hides. No intervals."""
+    windows = _windows(evidence)
+    values = np.concatenate([np.array(_finite(window)) for window in windows])
+    documents = len({window.document for window in windows})
+    quantiles = {"median": 0.5, "p99": 0.99, "max": 1.0}
+    found = {name: float(np.quantile(values, quantile)) for name, quantile in quantiles.items()}
+    return [
+        finding(f"kl_divergence.{name}", arms=(None, value), difference=value, samples=values.size, clusters=documents)
+        for name, value in found.items()
+    ]
+
+
+def top1_agreement(evidence: Evidence) -> Row:
+    """Share of positions at which both arms put the same token first."""
+    windows = _windows(evidence)
+    groups = _by_document(windows, [float(sum(window.agreed)) for window in windows])
+    estimate = clustered_mean(groups)
+    low, high = skewed_interval(groups, CONFIDENCE)
+    disagreed = groups.samples - int(groups.sums.sum())
+    if disagreed < RARE:
+        low = min(low, 1 - binomial_upper(disagreed, groups.samples, ALPHA))
+        high = max(high, 1 - binomial_lower(disagreed, groups.samples, ALPHA))
+    resolved = max(detectable(estimate.standard_error, estimate.degrees, ALPHA), estimate.mean - low)
+    return finding(
+        "top1_agreement",
+        arms=(None, estimate.mean),
+        difference=estimate.mean,
+        interval=(low, min(high, 1.0)),
+        confidence=CONFIDENCE,
+        samples=groups.samples,
+        clusters=groups.clusters,
+        minimum_detectable=resolved,
+    )
+
+
+def perplexity(evidence: Evidence) -> Row:
+    """Perplexity of both arms on the same tokens; the interval is that of the mean difference of log-likelihoods."""
+    windows = _windows(evidence)
+    if any(window.nll_baseline is None or window.nll_candidate is None for window in windows):
+        raise UnmeasurableError("The log-likelihood of a window is not a finite number.")
+    totals = [(window.nll_baseline or 0.0, window.nll_candidate or 0.0, window.tokens) for window in windows]
+    tokens = sum(count for _, _, count in totals)
+    groups = _by_document(windows, [(candidate - baseline) * count for baseline, candidate, count in totals])
+    low, high = skewed_interval(groups, CONFIDENCE)
+    return finding(
+        "perplexity",
+        arms=(
+            bounded_exp(math.fsum(baseline * count for baseline, _, count in totals) / tokens),
+            bounded_exp(math.fsum(candidate * count for _, candidate, count in totals) / tokens),
+        ),
+        difference=bounded_exp(clustered_mean(groups).mean),
+        interval=(bounded_exp(low), bounded_exp(high)),
+        confidence=CONFIDENCE,
+        samples=groups.samples,
+        clusters=groups.clusters,
+    )
+
+
+def cloze_accuracy(evidence: Evidence) -> Row:
+    """Share of questions answered correctly, as a paired difference in accuracy.
+
+    SE of d = correct_candidate − correct_baseline clustered by document. Where fewer than 25 answers differ, a standard
+    error says little (none differing: SE = 0, even of five questions), and the exact bound widens the interval.
+    """
+    clozes = _clozes(evidence)
+    changes = [int(cloze.candidate.correct) - int(cloze.baseline.correct) for cloze in clozes]
+    lost, gained, total = changes.count(-1), changes.count(1), len(clozes)
+    estimate = clustered_mean(grouped(changes, [cloze.document for cloze in clozes]))
+    low, high = t_interval(estimate, CONFIDENCE)
+    resolved = detectable(estimate.standard_error, estimate.degrees, ALPHA)
+    if lost + gained < RARE:
+        exact_low, exact_high = rare_difference_interval(lost, gained, total, ALPHA)
+        low, high = min(low, exact_low), max(high, exact_high)
+        resolved = max(resolved, estimate.mean - low)
+    return finding(
+        "cloze_accuracy",
+        arms=(
+            sum(cloze.baseline.correct for cloze in clozes) / total,
+            sum(cloze.candidate.correct for cloze in clozes) / total,
+        ),
+        difference=estimate.mean,
+        interval=(max(low, -1.0), min(high, 1.0)),
+        confidence=CONFIDENCE,
+        samples=total,
+        clusters=estimate.degrees + 1,
+        minimum_detectable=resolved,
+        reason=f"{lost:,} answers went from right to wrong, {gained:,} from wrong to right.",
+    )
+
+
+def cloze_disagreement(evidence: Evidence) -> Row:
+    """Share of questions of which exactly one arm was right: how much changed, whichever way."""
+    clozes = _clozes(evidence)
+    flipped = [float(cloze.candidate.correct != cloze.baseline.correct) for cloze in clozes]
+    groups = grouped(flipped, [cloze.document for cloze in clozes])
+    estimate = clustered_mean(groups)
+    low, high = t_interval(estimate, CONFIDENCE)
+    return finding(
+        "cloze_disagreement",
+        arms=(None, estimate.mean),
+        difference=estimate.mean,
+        interval=(max(low, 0.0), min(high, 1.0)),
+        confidence=CONFIDENCE,
+        samples=groups.samples,
+        clusters=groups.clusters,
+    )
+
+
+def _windows(evidence: Evidence) -> tuple[Window, ...]:
+    _need_documents("window of text", [window.document for window in evidence.windows])
+    return evidence.windows
+
+
+def _clozes(evidence: Evidence) -> tuple[Cloze, ...]:
+    _need_documents("cloze question", [cloze.document for cloze in evidence.clozes])
+    return evidence.clozes
+
+
+def _need_documents(what: str, documents: Sequence[str]) -> None:
+    if not documents:
+        raise UnmeasurableError(f"No {what} was measured.")
+    if len(set(documents)) < 2:
+        raise UnmeasurableError(f"Every {what} is from one document; spread between documents needs at least two.")
+
+
+def _by_document(windows: Sequence[Window], sums: Sequence[float]) -> Groups:
+    return grouped(sums, [window.document for window in windows], [window.tokens for window in windows])
+
+
+def _finite(window: Window) -> list[float]:
+    values = [value for value in window.kl if value is not None]
+    if len(values) < len(window.kl):
+        raise UnmeasurableError(
+            f"KL divergence is not a finite number at {len(window.kl) - len(values)} of {len(window.kl)} tokens of "
+            f"window {window.window} of document {window.document!r}."
+        )
+    return values

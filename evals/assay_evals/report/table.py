@@ -1,0 +1,61 @@
+"""The verdict as a table for the terminal: one line per gate, then what was only measured."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from assay_evals import wording
+from assay_evals.verdict import Outcome, Row, Verdict, limit_of
+from assay_evals.wording import SAME_ARM
+
+# Each outcome has a sign beside its colour, for terminals without colour and people who do not see it.
+_SIGNS: dict[Outcome, tuple[str, str]] = {
+    "PASS": ("✓", "green"),
+    "FAIL": ("✗", "red"),
+    "INCONCLUSIVE": ("~", "yellow"),
+    "INVALID": ("!", "magenta"),
+}
+
+
+def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
+    """Metric and its limit, baseline, candidate, difference and its interval, samples, verdict; fits 80 columns.
+
+    reported: also the metrics without a gate, but for the same-arm controls. Print it with rich.
+    """
+    sign, colour = _SIGNS[verdict.verdict]
+    table = Table(
+        title=Text(f"{sign} {verdict.verdict}", style=f"bold {colour}"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
+    table.add_column("metric", min_width=14)
+    for name in ("baseline", "candidate", "difference", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in verdict.gates:
+        limit = limit_of(row.criterion)
+        asked = f"{'≥' if limit.at_least else '≤'} {wording.difference(row.metric, limit.value)}"
+        table.add_row(*_cells(row, asked, limit.value), _outcome(row.verdict))
+    rows = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)] if reported else []
+    for row in rows:
+        table.add_row(*_cells(row, "", None), "", style="dim")
+    return table
+
+
+def _cells(row: Row, asked: str, limit: float | None) -> tuple[str, str, str, str, str]:
+    interval = "" if row.interval is None else wording.interval(row.metric, row.interval, limit, bare=True)
+    return (
+        f"{wording.words(row.metric).label}\n  {asked}".rstrip(),
+        wording.value(row.metric, row.baseline),
+        wording.value(row.metric, row.candidate),
+        f"{wording.difference(row.metric, row.difference, limit)}\n{interval}".rstrip(),
+        f"{row.n:,}",
+    )
+
+
+def _outcome(outcome: Outcome) -> Text:
+    sign, colour = _SIGNS[outcome]
+    return Text(f"{sign} {outcome}", style=colour)

@@ -1,0 +1,99 @@
+"""What evaluation needs of a runtime: logits for scoring, step-wise generation with timestamps, its own tokenizer."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Generated:
+    """New token ids, and for each the seconds from the request to it."""
+
+    tokens: tuple[int, ...]
+    token_seconds: tuple[float, ...]
+
+
+class Runtime(Protocol):
+    """A model loaded for one runtime on this machine."""
+
+    name: str
+    context_length: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids by the tokenizer that this runtime serves with."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of token ids."""
+        ...
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Scores of the next token after every prefix: float32 [len(tokens), vocabulary]."""
+        ...
+
+    def generate(self, prompt: list[int], new_tokens: int) -> Generated:
+        """Exactly `new_tokens` greedy tokens after the prompt (end-of-text does not stop it), each with its time."""
+        ...
+
+
+_RUNTIMES = {
+    "onnxruntime-genai": "assay_evals.runtimes.onnxruntime_genai:OnnxRuntimeGenaiRuntime",
+    "transformers": "assay_evals.runtimes.transformers_oracle:TransformersRuntime",
+}
+
+
+def open_runtime(name: str, directory: Path) -> Runtime:
+    """Load a model directory into a runtime; UsageError names what to install when the runtime is absent."""
+    module, _, attribute = _RUNTIMES[name].partition(":")
+    try:
+        opener = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"the runtime {name} is not installed ({error}): pip install 'assay[compile,cpu]'.") from error
+    return cast(Runtime, opener(directory))
+
+
+def runtime_version(name: str) -> str:
+    """The runtime with its version, as evidence names it, without loading anything."""
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError as error:
+        raise UsageError(f"the runtime {name} is not installed: pip install 'assay[compile,cpu]'.") from error
+
+
+def check_length(tokens: int, new_tokens: int, context_length: int) -> None:
+    """UsageError when a request cannot fit the model's context."""
+    if not tokens:
+        raise UsageError("the prompt has no tokens; give it some text.")
+    if tokens + new_tokens > context_length:
+        raise UsageError(
+            f"{tokens} prompt tokens and {new_tokens} new ones exceed the model's context of {context_length}; shorten the prompt "
+            "or ask for fewer tokens."
+        )
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt continued by an artifact, and how fast."""
+
+    prompt: str
+    text: str
+    time_to_first_token_seconds: float
+    decode_tokens_per_second: float | None
+
+
+def generate_text(name: str, directory: Path, prompt: str, new_tokens: int) -> Continuation:
+    """Continue a prompt greedily on a runtime."""
+    runtime = open_runtime(name, directory)
+    generated = runtime.generate(runtime.encode(prompt), new_tokens)
+    seconds = generated.token_seconds
+    rate = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else None
+    return Continuation(prompt, runtime.decode(list(generated.tokens)), seconds[0], rate)

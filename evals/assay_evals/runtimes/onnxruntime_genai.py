@@ -1,0 +1,58 @@
+"""Models compiled for onnxruntime-genai, run by onnxruntime-genai."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+from numpy.typing import NDArray
+
+from assay.errors import AssayError
+from assay.files import read_json
+from assay_evals.runtimes.base import Generated, check_length, runtime_version
+
+
+class OnnxRuntimeGenaiRuntime:
+    """One loaded model directory (genai_config.json, model.onnx, tokenizer)."""
+
+    def __init__(self, directory: Path) -> None:
+        og.disable_telemetry_events()
+        self.name = runtime_version("onnxruntime-genai")
+        self.context_length = int(read_json(directory / "genai_config.json")["model"]["context_length"])
+        try:
+            self._model = og.Model(str(directory))
+            self._tokenizer = og.Tokenizer(self._model)
+        except Exception as error:
+            raise AssayError(f"{directory}: onnxruntime-genai cannot load it: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(np.array(tokens, dtype=np.int32)))
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        check_length(len(tokens), 1, self.context_length)
+        generator = self._generator(len(tokens) + 1)
+        generator.append_tokens(np.array([tokens], dtype=np.int32))
+        return np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
+
+    def generate(self, prompt: list[int], new_tokens: int) -> Generated:
+        check_length(len(prompt), new_tokens, self.context_length)
+        generator = self._generator(len(prompt) + new_tokens, min_length=len(prompt) + new_tokens)
+        seconds: list[float] = []
+        started = time.perf_counter()
+        generator.append_tokens(np.array([prompt], dtype=np.int32))
+        for _ in range(new_tokens):
+            generator.generate_next_token()
+            seconds.append(time.perf_counter() - started)
+        tokens = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+        return Generated(tuple(tokens), tuple(seconds))
+
+    def _generator(self, max_length: int, **options: Any) -> Any:
+        params = og.GeneratorParams(self._model)
+        params.set_search_options(max_length=max_length, do_sample=False, **options)
+        return og.Generator(self._model, params)

@@ -1,0 +1,84 @@
+"""Measure speed: blocks of four fresh processes, ABBA or BAAB by a seeded coin, so that slow drift cancels within a block."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from assay.errors import AssayError
+from assay.host import offline_environment
+from assay.progress import Progress
+from assay.recipe import DecodeMetric, Evaluate, TimeToFirstTokenMetric
+from assay_evals.evidence import Generation, SpeedRun
+
+Arm = Literal["baseline", "candidate"]
+_RUN_SECONDS = 1800
+_SEED = 0
+
+
+def requests_of(evaluate: Evaluate, stream: list[int]) -> list[dict[str, Any]]:
+    """The requests that the recipe's speed metrics need, one for each prompt length; stream: token ids to take prompts from."""
+    wanted: dict[int, int] = {}
+    for metric in evaluate.speed:
+        if isinstance(metric, DecodeMetric):
+            wanted[metric.prompt_tokens] = max(metric.new_tokens, wanted.get(metric.prompt_tokens, 1))
+        elif isinstance(metric, TimeToFirstTokenMetric):
+            wanted.setdefault(metric.prompt_tokens, 1)
+    if not wanted and any(metric.metric == "peak_memory" for metric in evaluate.speed):
+        wanted[256] = 16
+    if wanted and len(stream) < max(wanted):
+        raise AssayError(f"the evaluation text has {len(stream)} tokens, too few for a prompt of {max(wanted)}.")
+    return [{"prompt": stream[:length], "new_tokens": new_tokens} for length, new_tokens in sorted(wanted.items())]
+
+
+def measure_speed(
+    directories: dict[Arm, Path], runtime: str, requests: list[dict[str, Any]], blocks: int, progress: Progress
+) -> Iterator[SpeedRun]:
+    """Yield one run per fresh process; AssayError when one fails, because a speed without its failures is not a speed."""
+    coin = random.Random(_SEED)
+    with progress.stage("measure speed", blocks * 4) as advance:
+        for block in range(blocks):
+            first: tuple[Arm, Arm] = ("baseline", "candidate") if coin.random() < 0.5 else ("candidate", "baseline")
+            for position, arm in enumerate((*first, *reversed(first))):
+                report = _run(directories[arm], runtime, requests)
+                yield SpeedRun(
+                    block=block,
+                    position=_POSITIONS[position],
+                    arm=arm,
+                    load_seconds=report["load_seconds"],
+                    peak_memory_bytes=report["peak_memory_bytes"],
+                    generations=tuple(
+                        Generation(prompt_tokens=row["prompt_tokens"], token_seconds=tuple(row["token_seconds"]))
+                        for row in report["generations"]
+                    ),
+                )
+                advance()
+
+
+_POSITIONS: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+
+
+def _run(directory: Path, runtime: str, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    workload = json.dumps({"runtime": runtime, "directory": str(directory), "requests": requests})
+    command = [sys.executable, "-m", "assay_evals.speed.worker"]
+    try:
+        finished = subprocess.run(
+            command,
+            input=workload,
+            capture_output=True,
+            text=True,
+            timeout=_RUN_SECONDS,
+            env=offline_environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssayError(f"a speed run of {directory} did not finish within {_RUN_SECONDS} s.") from error
+    if finished.returncode != 0:
+        tail = "\n".join(finished.stderr.strip().splitlines()[-6:])
+        raise AssayError(f"a speed run of {directory} failed (exit code {finished.returncode}):\n{tail}")
+    return json.loads(finished.stdout.strip().splitlines()[-1])

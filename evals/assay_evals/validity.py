@@ -1,0 +1,121 @@
+"""Whether a measurement is one at all: what the gate checks before it reads a number.
+
+Each check is a sentence in the verdict, passed or not; one that failed makes the run INVALID. They fail closed: what is
+missing, doubled, not a number or not what the recipe asked for is never skipped over.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
+from assay.recipe import ClozeAccuracyMetric
+from assay_evals.evidence import Check, Evidence
+from assay_evals.findings import UnmeasurableError
+from assay_evals.speed_findings import blocks_of
+
+KL_ROUNDING = 1e-3
+
+
+def checks_of(evidence: Evidence) -> tuple[Check, ...]:
+    """The evaluator's own checks, then those that follow from the evidence alone."""
+    return (
+        *evidence.header.checks,
+        _arms(evidence),
+        _runtime(evidence),
+        _samples(evidence),
+        _measured_once(evidence),
+        _numbers(evidence),
+        _blocks(evidence),
+    )
+
+
+def _arms(evidence: Evidence) -> Check:
+    candidate, baseline = evidence.header.candidate, evidence.header.baseline
+    wanted = evidence.header.recipe.evaluate.baseline.scheme
+    if candidate.bundle_digest == baseline.bundle_digest:
+        return _failed("two arms", "Candidate and baseline are the same bytes: nothing was compared.")
+    if baseline.scheme != wanted:
+        return _failed("two arms", f"The baseline's scheme is {baseline.scheme!r}; the recipe asks for {wanted!r}.")
+    return _passed("two arms", f"{candidate.scheme} against an unquantized baseline.")
+
+
+def _runtime(evidence: Evidence) -> Check:
+    candidate, baseline = evidence.header.candidate.runtime, evidence.header.baseline.runtime
+    if not candidate or candidate != baseline:
+        return _failed("one runtime", f"The candidate ran on {candidate!r}, the baseline on {baseline!r}.")
+    return _passed("one runtime", f"Both arms ran on {candidate}.")
+
+
+def _samples(evidence: Evidence) -> Check:
+    """The samples that the recipe declared were measured: fewer mean failed requests, or a run that was cut short."""
+    evaluate = evidence.header.recipe.evaluate
+    tokens = sum(window.tokens for window in evidence.windows)
+    short: list[str] = []
+    for metric in evaluate.quality:
+        if isinstance(metric, ClozeAccuracyMetric):
+            if len(evidence.clozes) < metric.samples:
+                short.append(f"{len(evidence.clozes):,} of {metric.samples:,} cloze questions")
+        elif tokens <= metric.tokens - evaluate.length:
+            short.append(f"{tokens:,} of {metric.tokens:,} tokens for {metric.metric}")
+    blocks = len({run.block for run in evidence.runs})
+    if any(metric.metric != "size_on_disk" for metric in evaluate.speed) and blocks < evaluate.blocks:
+        short.append(f"{blocks} of {evaluate.blocks} blocks of processes")
+    if short:
+        remedy = "Measure again; where the text is too short, ask for fewer samples in the recipe."
+        return _failed("samples as declared", f"Measured only {', '.join(short)}. {remedy}")
+    counts = f"{tokens:,} tokens, {len(evidence.clozes):,} cloze questions, {blocks} blocks of processes"
+    return _passed("samples as declared", f"Measured {counts}.")
+
+
+def _measured_once(evidence: Evidence) -> Check:
+    repeated = [
+        *_repeated("window", ((row.document, row.window) for row in evidence.windows)),
+        *_repeated("cloze question", ((row.document, row.window, row.position) for row in evidence.clozes)),
+        *_repeated("process", ((row.block, row.position) for row in evidence.runs)),
+    ]
+    if repeated:
+        return _failed("each sample once", f"Measured more than once: {', '.join(repeated[:3])}.")
+    return _passed("each sample once", "No window, question or process is there twice.")
+
+
+def _repeated(what: str, keys: Iterable[Hashable]) -> list[str]:
+    return [f"{what} {key}" for key, count in Counter(keys).items() if count > 1]
+
+
+def _numbers(evidence: Evidence) -> Check:
+    """Every measured number is finite and possible; a divergence below zero by more than rounding is a defect."""
+    wrong: list[str] = []
+    for window in evidence.windows:
+        place = f"window {window.window} of {window.document!r}"
+        if any(value is None for value in (*window.kl, window.nll_baseline, window.nll_candidate)):
+            wrong.append(f"{place} has a value that is not a finite number")
+        elif any(value is not None and value < -KL_ROUNDING for value in window.kl):
+            wrong.append(f"{place} has a KL divergence below zero")
+    for run in evidence.runs:
+        place = f"process {run.position} of block {run.block}"
+        times = [run.load_seconds, *(seconds for item in run.generations for seconds in item.token_seconds)]
+        if any(value is None for value in times):
+            wrong.append(f"{place} has a time that is not a finite number")
+        elif any(value is not None and value <= 0 for value in times) or run.peak_memory_bytes <= 0:
+            wrong.append(f"{place} has a time or memory that is not above zero")
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return _failed("finite numbers", f"{wrong[0][0].upper()}{wrong[0][1:]}{more}.")
+    return _passed("finite numbers", "Every measurement is a finite, possible number.")
+
+
+def _blocks(evidence: Evidence) -> Check:
+    try:
+        blocks = blocks_of(evidence)
+    except UnmeasurableError as error:
+        return _failed("complete blocks", str(error))
+    return _passed("complete blocks", f"{len(blocks)} blocks of four fresh processes each, in the order ABBA or BAAB.")
+
+
+def _passed(name: str, detail: str) -> Check:
+    return Check(name=name, passed=True, detail=detail)
+
+
+def _failed(name: str, detail: str) -> Check:
+    return Check(name=name, passed=False, detail=detail)

@@ -1,0 +1,206 @@
+"""Numbers in the words and units of people: one spelling for reasons, for the terminal table and for the report.
+
+Differences follow `verdict.Row.difference`: points for accuracies, a factor for speeds, sizes and perplexity, and the
+value itself where the baseline has none. Minus is U+2212.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "plain"]
+Difference = Literal["points", "factor", "itself"]
+SAME_ARM = ".same_arm"
+MOST_DIGITS = 8
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a metric is called and counted; `higher_is_better` says which way its difference is good."""
+
+    label: str
+    unit: Unit
+    difference: Difference
+    higher_is_better: bool
+
+
+METRICS: dict[str, Words] = {
+    "kl_divergence": Words("KL divergence", "nats", "itself", False),
+    "top1_agreement": Words("top-1 agreement", "share", "itself", True),
+    "cloze_accuracy": Words("cloze accuracy", "share", "points", True),
+    "decode_tokens_per_second": Words("decode speed", "tokens per second", "factor", True),
+    "time_to_first_token": Words("time to first token", "seconds", "factor", False),
+    "peak_memory": Words("peak memory", "bytes", "factor", False),
+    "size_on_disk": Words("size on disk", "bytes", "factor", False),
+    "load_time": Words("load time", "seconds", "factor", False),
+    "perplexity": Words("perplexity", "plain", "factor", False),
+    "kl_divergence.median": Words("KL divergence, median", "nats", "itself", False),
+    "kl_divergence.p99": Words("KL divergence, p99", "nats", "itself", False),
+    "kl_divergence.max": Words("KL divergence, max", "nats", "itself", False),
+    "cloze_disagreement": Words("cloze answers flipped", "share", "itself", False),
+}
+
+
+def words(metric: str) -> Words:
+    """The words of a metric; a same-arm control borrows those of the metric it belongs to."""
+    if metric.endswith(SAME_ARM):
+        base = METRICS[metric.removesuffix(SAME_ARM)]
+        return Words(f"{base.label}, same build against itself", base.unit, "factor", base.higher_is_better)
+    return METRICS[metric]
+
+
+def value(metric: str, number: float | None) -> str:
+    """A measured value with its unit: 43.1%, 0.0312 nats, 73.1 tok/s, 12.3 ms, 512 MB."""
+    if number is None:
+        return "–"
+    unit = words(metric).unit
+    if unit == "share":
+        return f"{100 * number:.1f}%"
+    if unit == "nats":
+        return f"{number:.4f} nats"
+    if unit == "tokens per second":
+        return f"{number:.1f} tok/s"
+    if unit == "seconds":
+        return f"{number:.2f} s" if number >= 1 else f"{1000 * number:.1f} ms"
+    if unit == "bytes":
+        return _bytes(number)
+    return f"{number:.3f}"
+
+
+def difference(metric: str, number: float | None, limit: float | None = None) -> str:
+    """A difference in the metric's own terms: −0.6 points, 3.31×, 0.0312 nats; told apart from `limit` if it differs."""
+    if number is None:
+        return "–"
+    return _number(metric, number, _digits(metric, (number,), limit)) + _unit(metric)
+
+
+def interval(
+    metric: str, bounds: tuple[float, float] | None, limit: float | None = None, *, bare: bool = False
+) -> str:
+    """Both ends of an interval with the unit once: −1.6 to +0.4 points; told apart from `limit` where they differ.
+
+    bare: without the unit, for a column beside one that has it.
+    """
+    if bounds is None:
+        return "–"
+    if bounds[0] == bounds[1]:
+        return "exact"
+    digits = _digits(metric, bounds, limit)
+    low, high = (_number(metric, bound, digits) for bound in bounds)
+    if bare:
+        return f"{low} to {high}"
+    return f"{low}{'×' if words(metric).difference == 'factor' else ''} to {high}{_unit(metric)}"
+
+
+def criterion(metric: str, rule: dict[str, float]) -> str:
+    """What a gate asks of the difference, as the recipe has it: at most 3 points lower, at least 1.5×."""
+    ((name, number),) = rule.items()
+    if name == "max_drop":
+        return f"at most {100 * number:g} points lower"
+    scaled = 100 * number if words(metric).unit == "share" else number
+    return f"{'at least' if name.startswith('min') else 'at most'} {scaled:g}{_unit(metric)}"
+
+
+def distance(metric: str, number: float | None) -> str:
+    """A smallest detectable distance: 1.2 points, 4.0%, 0.0021 nats."""
+    if number is None:
+        return "–"
+    if words(metric).difference == "factor":
+        return f"{100 * (number - 1):.1f}%"
+    return f"{100 * number:.1f} points" if words(metric).unit == "share" else value(metric, number)
+
+
+def consequence(metric: str, number: float | None) -> str:
+    """What a difference means, as a phrase: decode 3.3× as fast, cloze accuracy 0.6 points lower."""
+    if number is None:
+        return f"{words(metric).label} not measured"
+    if metric == "decode_tokens_per_second":
+        return f"decode {_short_factor(number)} as fast"
+    if metric == "time_to_first_token":
+        return f"first token {_percent_change(number, 'later', 'earlier', 'at the same moment')}"
+    if metric == "peak_memory":
+        return f"peak memory {_percent_change(number, 'higher', 'lower', 'the same')}"
+    if metric == "size_on_disk":
+        return f"{_percent_change(number, 'larger', 'smaller', 'the same size')} on disk"
+    if metric == "cloze_accuracy":
+        points = round(100 * number, 1)
+        if points == 0:
+            return "cloze accuracy the same"
+        unit = "point" if abs(points) == 1 else "points"
+        return f"cloze accuracy {abs(points):.1f} {unit} {'higher' if points > 0 else 'lower'}"
+    if metric == "top1_agreement":
+        return f"the same first choice at {100 * number:.1f}% of positions"
+    return f"{words(metric).label} {difference(metric, number)}"
+
+
+def headline(metric: str, number: float) -> tuple[str, str]:
+    """A consequence split for large print: the figure, and what it is a figure of."""
+    if metric == "decode_tokens_per_second":
+        return _short_factor(number), "as fast at decoding"
+    if metric == "cloze_accuracy":
+        return _signed(100 * number, 1), "points of cloze accuracy"
+    if words(metric).difference == "factor":
+        percent = round(100 * (number - 1))
+        label = {"size_on_disk": "bytes on disk"}.get(metric, words(metric).label)
+        return f"{_signed(percent, 0)}%", label
+    if words(metric).unit == "nats":
+        return f"{number:.3f}", f"nats of {words(metric).label}"
+    return value(metric, number), words(metric).label
+
+
+def _unit(metric: str) -> str:
+    found = words(metric)
+    if found.difference == "factor":
+        return "×"
+    return " points" if found.difference == "points" else "%" if found.unit == "share" else " nats"
+
+
+def _number(metric: str, number: float, digits: int) -> str:
+    found = words(metric)
+    if found.difference == "points":
+        return _signed(100 * number, digits)
+    return f"{100 * number if found.unit == 'share' and found.difference == 'itself' else number:.{digits}f}"
+
+
+def _digits(metric: str, numbers: tuple[float, ...], limit: float | None) -> int:
+    """Decimals that show these numbers well, and more where one would read as the limit without being it."""
+    digits = max(_usual_digits(metric, number) for number in numbers)
+    while limit is not None and digits < MOST_DIGITS:
+        shown = _number(metric, limit, digits)
+        if not any(number != limit and _number(metric, number, digits) == shown for number in numbers):
+            break
+        digits += 1
+    return digits
+
+
+def _usual_digits(metric: str, number: float) -> int:
+    found = words(metric)
+    if found.difference == "factor":
+        return 3 if number < 1.05 else 2 if number < 100 else 0
+    return 4 if found.unit == "nats" else 1
+
+
+def _signed(number: float, digits: int) -> str:
+    text = f"{abs(number):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return f"{'+' if number > 0 else '−'}{text}"
+
+
+def _short_factor(number: float) -> str:
+    return f"{number:.1f}×" if number >= 2 else f"{number:.2f}×"
+
+
+def _percent_change(ratio: float, up: str, down: str, same: str) -> str:
+    percent = round(100 * abs(ratio - 1))
+    return same if percent == 0 else f"{percent}% {up if ratio > 1 else down}"
+
+
+def _bytes(number: float) -> str:
+    """Decimal units, as disks and registries count."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if number >= scale:
+            scaled = number / scale
+            return f"{scaled:.{0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2}f} {unit}"
+    return f"{number:.0f} B"
