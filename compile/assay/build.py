@@ -1,0 +1,107 @@
+"""Make the two artifacts that are compared: the unquantized baseline, and the candidate with its manifest and lock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from assay.artifact import LOCK_NAME, MANIFEST_NAME, MANIFEST_VERSION
+from assay.files import readable_json
+from assay.job import Job
+from assay.quantize.model import quantize_model
+from assay.quantize.schemes import assign_schemes
+from assay.quantize.store import LayerStore, QuantizedModule
+from assay.targets import TARGETS, load_target
+from assay.targets.realized import Realization
+from assay.workspace import Workspace
+
+
+def build_baseline(job: Job, workspace: Workspace) -> Path:
+    """The unquantized model for the target's runtime."""
+    target = load_target(job.recipe.target.format)
+
+    def make(directory: Path) -> None:
+        with workspace.progress.stage("build baseline", 1) as advance:
+            target.build_baseline(job.checkpoint, directory)
+            advance()
+
+    return workspace.build(job.baseline_stage, make)
+
+
+def build_candidate(job: Job, workspace: Workspace) -> Path:
+    """The quantized, compiled artifact with its manifest and lock."""
+    if workspace.holds(job.candidate_stage):
+        return workspace.build(job.candidate_stage, lambda _: None)
+    modules = quantize(job, workspace)
+    baseline = build_baseline(job, workspace)
+    target = load_target(job.recipe.target.format)
+
+    def make(directory: Path) -> None:
+        with workspace.progress.stage("compile", 1) as advance:
+            realization = target.build_candidate(job.checkpoint, modules, job.recipe, baseline, directory)
+            (directory / MANIFEST_NAME).write_bytes(readable_json(artifact_manifest(job, modules, realization)))
+            (directory / LOCK_NAME).write_bytes(readable_json(job.lock))
+            for path in directory.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            advance()
+
+    return workspace.build(job.candidate_stage, make)
+
+
+def quantize(job: Job, workspace: Workspace) -> dict[str, QuantizedModule]:
+    """Every quantized module by name, from the cache or computed, layer by layer."""
+
+    def make(directory: Path) -> None:
+        quantize_model(job.checkpoint, job.tokens, job.recipe.quantize, LayerStore(directory), workspace.progress)
+
+    store = LayerStore(workspace.build(job.quantize_stage, make, resumable=True))
+    modules: dict[str, QuantizedModule] = {}
+    for index in range(job.checkpoint.shape.layers + 1):
+        if store.holds(index):
+            modules |= store.read(index)
+    return modules
+
+
+def artifact_manifest(job: Job, modules: dict[str, QuantizedModule], realization: Realization) -> dict[str, Any]:
+    """What was done and what came of it, for people and for whatever serves the artifact."""
+    recipe, shape = job.recipe, job.checkpoint.shape
+    quantized = [row for row in realization.layers if row["bits_per_weight"] is not None]
+    weights = sum(row["shape"][0] * row["shape"][1] for row in quantized)
+    bits = sum(row["bits_per_weight"] * row["shape"][0] * row["shape"][1] for row in quantized)
+    in_layers = sum(linear.out_features * linear.in_features for linear in shape.linears)
+    return {
+        "version": MANIFEST_VERSION,
+        "name": recipe.name,
+        "target": recipe.target.format,
+        "runtime": TARGETS[recipe.target.format].runtime,
+        "device": recipe.target.device,
+        "scheme": recipe.quantize.scheme,
+        "group_size": recipe.quantize.group_size,
+        "method": recipe.quantize.method,
+        "range": recipe.quantize.range,
+        "architecture": shape.architecture.class_name,
+        "source": job.lock["model"]["source"],
+        "precision": str(job.checkpoint.weight_dtype).removeprefix("torch."),
+        "parameters": shape.parameters,
+        "bits_per_weight": round(bits / weights, 4),
+        "coverage": round(weights / in_layers, 6),
+        "layers": list(realization.layers),
+        "fallbacks": [*_notes(job, modules), *realization.fallbacks],
+    }
+
+
+def _notes(job: Job, modules: dict[str, QuantizedModule]) -> list[str]:
+    """Everything that is not as the plain reading of the recipe: skipped layers, changed parameters."""
+    notes: list[str] = []
+    schemes = assign_schemes(job.recipe.quantize, job.checkpoint.shape).schemes
+    skipped = [linear.name for linear in job.checkpoint.shape.linears if linear.name not in schemes]
+    if skipped:
+        shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
+        notes.append(f"not quantized: {shown}.")
+    asked = getattr(job.recipe.quantize, "damping", None)
+    notes += [
+        f"{name}: GPTQ's damping was raised from {asked:g} to {module.damping:g} to invert the Gram matrix."
+        for name, module in modules.items()
+        if asked is not None and module.damping is not None and module.damping > asked
+    ]
+    return notes

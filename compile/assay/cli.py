@@ -1,0 +1,264 @@
+"""The command line. Each command reads its arguments, makes one call, and shows the result as a table or as JSON.
+
+Heavy modules are imported inside the commands that need them: `assay check` answers before torch could be imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from assay import __version__
+from assay.errors import EXIT_OK, EXIT_USAGE, AssayError, RecipeError
+from assay.show import Output
+
+app = typer.Typer(
+    name="assay",
+    help="Compile language models for serving and prove that they are still good.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 PASS or done, 1 FAIL, 2 usage or recipe error, 3 INCONCLUSIVE, 4 INVALID or a failure of the machine, "
+    "5 integrity.",
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the recipe.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", help="Directory for cache, runs and the default registry.")
+]
+RegistryOption = Annotated[Path, typer.Option("--registry", help="OCI image-layout directory.")]
+ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…")]
+DEFAULT_WORKSPACE = Path("artifacts")
+DEFAULT_REGISTRY = Path("artifacts/store")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    if version:
+        sys.stdout.write(f"assay {__version__}\n")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Recipe files, or directories searched for *.yaml.")
+    ],
+    assignments: SetOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check recipes against the schema, themselves, and their model where it is on this machine. Computes nothing."""
+    from assay.checking import check_recipes
+
+    result = check_recipes(paths, tuple(assignments or ()))
+    Output(json, quiet).checked(result)
+    raise typer.Exit(EXIT_OK if result.passed else EXIT_USAGE)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from assay.files import readable_json
+    from assay.recipe import Recipe
+
+    sys.stdout.buffer.write(readable_json(Recipe.model_json_schema()))
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    assignments: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what compiling a recipe would do: stages, what is cached, time and memory, and what its samples can detect."""
+    from assay.plan import plan_recipe
+    from assay.recipe import load_recipe
+
+    output = Output(json, quiet)
+    loaded, document = load_recipe(recipe, tuple(assignments or ()))
+    output.planned(plan_recipe(loaded, document, recipe.parent, workspace, output.progress))
+
+
+@app.command(name="compile")
+def compile_(
+    recipe: RecipeArgument,
+    assignments: SetOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    force: Annotated[bool, typer.Option("--force", help="Build every stage again, whatever is cached.")] = False,
+    fresh_evidence: Annotated[
+        bool, typer.Option("--fresh-evidence", help="Measure again, whatever is cached.")
+    ] = False,
+    no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop after the verdict and the report.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Quantize, compile, measure against the baseline, judge, report; publish on PASS. Run again, it goes on where it stopped."""
+    from assay.compatibility import check_model
+    from assay.recipe import load_recipe
+
+    output = Output(json, quiet)
+    loaded, document = load_recipe(recipe, tuple(assignments or ()))
+    check_model(loaded, document, recipe.parent, fetch=True)
+    from assay.pipeline import compile_recipe
+    from assay.workspace import Workspace
+
+    space = Workspace(workspace, output.progress, force)
+    outcome = compile_recipe(
+        loaded, recipe.parent, space, fresh_evidence=fresh_evidence or force, publishing=not no_publish
+    )
+    output.concluded(outcome)
+    raise typer.Exit(outcome.verdict.exit_code)
+
+
+@app.command()
+def gate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or an evidence directory.")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="Judge by the gate of this recipe instead; writes nothing.")
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Judge the evidence of a run again, without a model; a run directory's verdict and report are written anew."""
+    from assay.conclusion import judge_again
+
+    verdict = judge_again(run, recipe)
+    Output(json, quiet).judged(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (artifacts/runs/NAME).")],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    tags: Annotated[list[str] | None, typer.Option("--tag", help="Tag to set (again for more).")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move a version tag. Never lifts the need for a PASS.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Publish a run whose verdict is PASS and names exactly its bytes; anything else is refused."""
+    from assay.conclusion import publish_run
+    from assay.recipe import Publish
+
+    destination = Publish(registry=str(registry), tags=tuple(tags or ("latest",)))
+    Output(json, quiet).published(publish_run(run, destination, force=force))
+
+
+@app.command()
+def pull(
+    reference: ReferenceArgument,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to create.")],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the destination holds.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pull an artifact. Every byte is verified before anything appears at the destination."""
+    from assay.registry.pull import pull as pull_artifact
+
+    Output(json, quiet).pulled(pull_artifact(registry, reference, destination, force=force))
+
+
+@app.command(name="list")
+def list_(registry: RegistryOption = DEFAULT_REGISTRY, json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """List what a registry holds."""
+    from assay.registry.inspection import list_artifacts
+
+    Output(json, quiet).listed(list_artifacts(registry))
+
+
+@app.command()
+def show(
+    reference: ReferenceArgument,
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show a published artifact: files, facts, and the verdict that let it pass."""
+    from assay.registry.inspection import show as show_artifact
+
+    Output(json, quiet).shown(show_artifact(registry, reference))
+
+
+@app.command()
+def verify(
+    reference: Annotated[
+        str, typer.Argument(metavar="REF|DIRECTORY", help="A published artifact, or a pulled directory.")
+    ],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    digest: Annotated[str | None, typer.Option("--digest", help="What a directory's bundle digest must be.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Recompute every digest of an artifact and its evidence, and check that a PASS names exactly these bytes."""
+    from assay.registry import inspection
+
+    output = Output(json, quiet)
+    if Path(reference).is_dir():
+        output.verified_directory(inspection.verify_directory(Path(reference), digest))
+    else:
+        output.verified(inspection.verify(registry, reference))
+
+
+@app.command()
+def generate(
+    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="An artifact directory, e.g. a pulled one.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
+    new_tokens: Annotated[int, typer.Option("--new-tokens", "-n", min=1, help="How many tokens to generate.")] = 40,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Continue a prompt with an artifact on its own runtime, greedily, and time it."""
+    from assay.artifact import read_manifest
+    from assay_evals.runtimes.base import generate_text
+
+    Output(json, quiet).generated(generate_text(read_manifest(directory)["runtime"], directory, prompt, new_tokens))
+
+
+def main() -> None:
+    """Entry point: errors that Assay raises on purpose become one message and their exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or EXIT_OK)
+    except AssayError as error:
+        _report(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("assay: interrupted; finished work is kept, and the same command goes on from there.\n")
+        sys.exit(130)
+    except Exception as error:
+        shown: Any = getattr(error, "show", None)
+        if shown is None:
+            raise
+        shown()
+        sys.exit(EXIT_USAGE)
+
+
+def _report(error: AssayError) -> None:
+    if "--json" in sys.argv:
+        from assay.files import readable_json
+
+        body: dict[str, Any] = {"error": str(error), "exit_code": error.exit_code}
+        if isinstance(error, RecipeError):
+            body["problems"] = [vars(problem) for problem in error.problems]
+        sys.stdout.buffer.write(readable_json(body))
+        return
+    prefix = "" if isinstance(error, RecipeError) else "assay: "
+    sys.stderr.write(f"{prefix}{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What follows from a run's evidence: its verdict, its report, and whether it may be published. Needs no model and no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.artifact import LOCK_NAME, directory_digest, read_manifest
+from assay.errors import IntegrityError, UsageError
+from assay.files import read_json
+from assay.recipe import Publish, load_recipe
+from assay.registry.publish import Receipt, publish
+from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
+from assay_evals.gate import judge
+from assay_evals.report import write_report
+from assay_evals.verdict import Verdict, read_verdict, write_verdict
+
+ARTIFACT, EVIDENCE, VERDICT, REPORT = "artifact", "evidence", "verdict.json", "report.html"
+
+
+def conclude(run: Path, evidence: Evidence) -> Verdict:
+    """Judge the evidence of a run, and write its verdict and report."""
+    verdict = judge(evidence)
+    write_verdict(run / VERDICT, verdict)
+    artifact = run / ARTIFACT
+    write_report(run / REPORT, verdict, evidence, read_manifest(artifact), read_json(artifact / LOCK_NAME))
+    return verdict
+
+
+def publish_run(run: Path, destination: Publish, *, force: bool = False) -> Receipt:
+    """Publish a finished run, when its verdict is PASS, follows from its evidence, and names exactly its artifact's bytes."""
+    artifact = run / ARTIFACT
+    if not artifact.is_dir() or not (run / VERDICT).is_file():
+        raise UsageError(
+            f"{run}: not a finished run (no {ARTIFACT} or {VERDICT}); give the directory that `assay compile` named."
+        )
+    written, follows = read_verdict(run / VERDICT), judge(read_evidence(run / EVIDENCE))
+    if written != follows:
+        raise IntegrityError(
+            f"{run / VERDICT}: says {written.verdict}, but {follows.verdict} follows from the evidence; the file was changed. "
+            f"Run `assay gate {run}` to write it anew."
+        )
+    name = read_manifest(artifact)["name"]
+    return publish(artifact, run, Path(destination.registry), name, destination.tags, force=force)
+
+
+def judge_again(path: Path, recipe: Path | None = None) -> Verdict:
+    """Judge evidence again.
+
+    path: a run directory, whose verdict and report are written anew, or an evidence directory, beside which nothing is written.
+    recipe: judge by its gate instead; then nothing is written in either case.
+    """
+    is_run = (path / EVIDENCE).is_dir()
+    if not is_run and not (path / HEADER_NAME).is_file():
+        raise UsageError(
+            f"{path}: neither a run directory (no {EVIDENCE}/) nor an evidence directory (no {HEADER_NAME})."
+        )
+    evidence = read_evidence(path / EVIDENCE if is_run else path)
+    if recipe is not None:
+        return judge(evidence, load_recipe(recipe)[0].gate)
+    if not is_run:
+        return judge(evidence)
+    found = directory_digest(path / ARTIFACT)
+    if found != evidence.header.candidate.bundle_digest:
+        raise IntegrityError(
+            f"{path / ARTIFACT}: these are not the bytes that the evidence was measured on (bundle digest {found})."
+        )
+    return conclude(path, evidence)

@@ -1,0 +1,91 @@
+"""What this machine is, as far as it decides speed, numbers and what can run; and environments for child processes."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "assay",
+    "torch",
+    "transformers",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "safetensors",
+    "tokenizers",
+    "gguf",
+    "numpy",
+    "compressed-tensors",
+)
+_INSTRUCTION_SETS = (
+    "avx2",
+    "avx_vnni",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "i8mm",
+    "sve",
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that decide an artifact's bytes or a measurement."""
+    versions: dict[str, str] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cpu_facts() -> dict[str, Any]:
+    """Processor, its instruction sets that matter to kernels, and cores."""
+    name, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = value
+    sets = [name for name in _INSTRUCTION_SETS if name in flags.split()]
+    return {"machine": platform.machine(), "cpu": name, "instruction_sets": sets, "cores": cores()}
+
+
+def environment() -> dict[str, Any]:
+    """Everything about this machine and its tools that evidence has to name."""
+    return cpu_facts() | {
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": package_versions(),
+    }
+
+
+def memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def offline_environment() -> dict[str, str]:
+    """A child's environment in which no library reaches for a hub or reports home."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "ORT_DISABLE_TELEMETRY": "1",
+    }

@@ -1,0 +1,53 @@
+"""The whole job as one sentence: resolve, build, evaluate, judge, report, publish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.build import build_baseline, build_candidate
+from assay.conclusion import ARTIFACT, EVIDENCE, REPORT, conclude, publish_run
+from assay.errors import PublishRefusedError
+from assay.files import point_link
+from assay.job import resolve
+from assay.recipe import Recipe
+from assay.registry.publish import Receipt
+from assay.workspace import Workspace
+from assay_evals.evaluate import evaluate
+from assay_evals.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.  receipt: None unless published.  refused: why it was not, where publishing was asked for."""
+
+    run: Path
+    verdict: Verdict
+    receipt: Receipt | None
+    refused: str | None
+
+    @property
+    def report(self) -> Path:
+        return self.run / REPORT
+
+
+def compile_recipe(
+    recipe: Recipe, base: Path, workspace: Workspace, *, fresh_evidence: bool = False, publishing: bool = True
+) -> Outcome:
+    """Run a recipe to its verdict, and publish on PASS.
+
+    base: the directory that the recipe's relative paths start from.  fresh_evidence: measure again although cached.
+    publishing: False leaves the result in the run directory, whatever the recipe says.
+    """
+    job = resolve(recipe, base, workspace)
+    baseline, candidate = build_baseline(job, workspace), build_candidate(job, workspace)
+    run = workspace.run_directory(recipe.name)
+    evidence = evaluate(job, candidate, baseline, workspace, run / EVIDENCE, fresh=fresh_evidence)
+    point_link(run / ARTIFACT, candidate)
+    verdict = conclude(run, evidence)
+    if recipe.publish is None or not publishing:
+        return Outcome(run, verdict, None, None)
+    try:
+        return Outcome(run, verdict, publish_run(run, recipe.publish), None)
+    except PublishRefusedError as error:
+        return Outcome(run, verdict, None, str(error))

@@ -1,0 +1,164 @@
+"""What a run will do and cost, and whether it can conclude, before it starts.
+
+Times are estimates: arithmetic operations over this machine's measured matrix speed, with factors fitted to measured runs
+(docs/benchmarks.md). They tell minutes from hours, no more.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from assay.compatibility import check_model
+from assay.errors import AssayError
+from assay.host import cores, memory_bytes
+from assay.job import resolve, source_stage
+from assay.models.architectures import DecoderShape
+from assay.models.source import locate
+from assay.progress import Progress
+from assay.quantize.schemes import assign_schemes
+from assay.recipe import Gptq, Recipe
+from assay.recipe_yaml import Document
+from assay.targets import TARGETS
+from assay.workspace import Workspace
+from assay_evals.evaluate import measure_stages
+from assay_evals.planning import Reach, plan_gates
+
+# Share of the matrix speed that each kind of work reaches, fitted on two cores.
+_QUANTIZE_EFFICIENCY = 0.55
+_SCORING_EFFICIENCY = 0.45
+_DECODE_BYTES_PER_SECOND = 12e9
+_PROCESS_SECONDS = 3.0
+_LIBRARIES_BYTES = 600_000_000
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage: whether it is cached, and about how many seconds it takes if it is not."""
+
+    name: str
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a compile of this recipe would do now."""
+
+    name: str
+    model: str
+    parameters: int
+    stages: tuple[PlannedStage, ...]
+    peak_memory_bytes: float
+    machine_memory_bytes: int
+    artifact_bytes: float
+    bits_per_weight: float
+    reach: tuple[Reach, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages if not stage.cached)
+
+
+def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path, progress: Progress) -> Plan:
+    """Plan a recipe; its model is fetched if it has to be, but nothing is built."""
+    shape = check_model(recipe, document, base, fetch=True)
+    located = locate(recipe.model, base)
+    if shape is None or located is None:
+        raise AssayError(f"model.source {recipe.model.source}: not on this machine.")
+    space = Workspace(workspace, progress)
+    seconds = _seconds(recipe, shape, _matrix_speed())
+    cached = dict.fromkeys(seconds, False)
+    if not located.is_gguf:
+        del seconds["source"], cached["source"]
+    if not located.is_gguf or space.holds(source_stage(located.path)):
+        job = resolve(recipe, base, space)
+        stages = {"quantize": job.quantize_stage, "baseline": job.baseline_stage, "compile": job.candidate_stage}
+        cached |= {"source": True} if located.is_gguf else {}
+        cached |= {name: space.holds(stage) for name, stage in stages.items()}
+        if cached["compile"] and cached["baseline"]:
+            measured = measure_stages(job, space.path(job.candidate_stage), space.path(job.baseline_stage))
+            cached |= {stage.name: space.holds(stage) for stage in measured}
+        cached["quantize"] = cached["quantize"] or cached["compile"]
+    quantized, bits = _quantized(recipe, shape)
+    kept = shape.parameters + _head_copy(recipe, shape) - quantized
+    return Plan(
+        name=recipe.name,
+        model=recipe.model.source,
+        parameters=shape.parameters,
+        stages=tuple(PlannedStage(name, cached[name], seconds[name]) for name in seconds),
+        peak_memory_bytes=_peak_memory(recipe, shape),
+        machine_memory_bytes=memory_bytes(),
+        artifact_bytes=quantized * bits / 8 + max(0, kept) * 2,
+        bits_per_weight=bits,
+        reach=plan_gates(recipe.evaluate, recipe.gate),
+    )
+
+
+def _matrix_speed() -> float:
+    """Floating-point operations per second of a float32 product of the kind that dominates, measured in a moment."""
+    torch.set_num_threads(cores())
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    left @ right
+    started, rounds = time.perf_counter(), 5
+    for _ in range(rounds):
+        left @ right
+    return rounds * 2 * 1024**3 / (time.perf_counter() - started)
+
+
+def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, float]:
+    """Estimated seconds of each stage when nothing is cached."""
+    calibration, evaluation = recipe.calibration, recipe.evaluate
+    tokens = calibration.samples * calibration.length
+    streams = 2 if isinstance(recipe.quantize, Gptq) and recipe.quantize.correction else 1
+    weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
+    grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
+    grams *= len(shape.architecture.linears)
+    quantize = tokens * 2 * streams * (weights + grams) / (speed * _QUANTIZE_EFFICIENCY)
+    float_bytes = 4 * weights
+    scored = max((getattr(metric, "tokens", 0) for metric in evaluation.quality), default=0)
+    asked = max((getattr(metric, "samples", 0) for metric in evaluation.quality), default=0)
+    scoring = 2 * max(scored, asked * 25) * 2 * weights / (speed * _SCORING_EFFICIENCY)
+    prompts = max((getattr(metric, "prompt_tokens", 0) for metric in evaluation.speed), default=0)
+    new = max((getattr(metric, "new_tokens", 0) for metric in evaluation.speed), default=0)
+    request = 2 * prompts * 2 * weights / (speed * _SCORING_EFFICIENCY) + new * float_bytes / _DECODE_BYTES_PER_SECOND
+    return {
+        "source": 5 + float_bytes / 2e8,
+        "quantize": quantize,
+        "baseline": 5 + float_bytes / 2e8,
+        "compile": 2 + float_bytes / 1e8,
+        "quality": _PROCESS_SECONDS + scoring,
+        "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if evaluation.speed else 0.0,
+    }
+
+
+def _quantized(recipe: Recipe, shape: DecoderShape) -> tuple[int, float]:
+    """Weights that will be quantized, and their mean bits."""
+    schemes = assign_schemes(recipe.quantize, shape).schemes
+    chosen = [linear for linear in shape.linears if linear.name in schemes]
+    weights = [linear.out_features * linear.in_features for linear in chosen]
+    bits = sum(
+        count * schemes[linear.name].bits_per_weight(linear.in_features)
+        for linear, count in zip(chosen, weights, strict=True)
+    )
+    return sum(weights), bits / sum(weights)
+
+
+def _head_copy(recipe: Recipe, shape: DecoderShape) -> int:
+    """Weights that a tied head stores a second time once it is quantized."""
+    tied = shape.tied_embeddings and shape.architecture.head in assign_schemes(recipe.quantize, shape).schemes
+    return shape.vocabulary * shape.hidden_size if tied else 0
+
+
+def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
+    """Bytes of the hungriest stage: quantizing holds the activations of all samples, evaluating holds both models."""
+    tokens = recipe.calibration.samples * recipe.calibration.length
+    streams = 2 if isinstance(recipe.quantize, Gptq) and recipe.quantize.correction else 1
+    widest = max(linear.in_features for linear in shape.linears)
+    largest = max(linear.out_features * linear.in_features for linear in shape.linears)
+    quantize = tokens * streams * 4 * (2 * shape.hidden_size + widest) + 6 * 4 * largest
+    models = 4 * shape.parameters * (2.2 if TARGETS[recipe.target.format].runtime == "onnxruntime-genai" else 2)
+    return _LIBRARIES_BYTES + max(quantize, models + recipe.evaluate.length * shape.vocabulary * 4 * 3)

@@ -1,0 +1,224 @@
+"""How results are shown: tables for people, JSON for programs, nothing more than the result when quiet."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assay.files import readable_json
+from assay.progress import Progress, progress_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from assay.checking import CheckResult
+    from assay.pipeline import Outcome
+    from assay.plan import Plan
+    from assay.registry import inspection
+    from assay.registry.publish import Receipt
+    from assay.registry.pull import PullReceipt
+    from assay_evals.runtimes.base import Continuation
+    from assay_evals.verdict import Verdict
+
+
+class Output:
+    """Standard output of one command.  json: machine-readable.  quiet: no progress, only the result."""
+
+    def __init__(self, json: bool, quiet: bool) -> None:
+        self._json = json
+        self._quiet = quiet
+
+    @cached_property
+    def progress(self) -> Progress:
+        return progress_for(self._quiet)
+
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, soft_wrap=True)
+
+    def checked(self, result: CheckResult) -> None:
+        if self._json:
+            self._write_json({"passed": result.passed, "files": _plain(result.files)})
+            return
+        for checked in result.files:
+            for problem in checked.problems:
+                sys.stderr.write(f"{problem}\n")
+            if not checked.problems and not self._quiet:
+                sys.stdout.write(f"{checked.file}: ok{f' ({checked.note})' if checked.note else ''}\n")
+
+    def planned(self, plan: Plan) -> None:
+        if self._json:
+            self._write_json(_plain(plan))
+            return
+        from rich.table import Table
+
+        stages = Table("stage", "state", "time", title=f"{plan.name}: {plan.model}", title_justify="left")
+        for stage in plan.stages:
+            stages.add_row(
+                stage.name, "cached" if stage.cached else "to do", "" if stage.cached else duration(stage.seconds)
+            )
+        self._console.print(stages)
+        self._console.print(
+            f"about {duration(plan.seconds)} and {size(plan.peak_memory_bytes)} of memory; "
+            f"artifact about {size(plan.artifact_bytes)} at {plan.bits_per_weight:.2f} bits per quantized weight"
+        )
+        reach = Table("gate", "criterion", "samples", "can it conclude?", title_justify="left")
+        for row in plan.reach:
+            rule = ", ".join(f"{name} {value:g}" for name, value in row.criterion.items())
+            reach.add_row(
+                row.metric, rule, f"{row.samples:,}", f"{'yes' if row.in_reach else 'OUT OF REACH'}: {row.sentence}"
+            )
+        self._console.print(reach)
+
+    def judged(self, verdict: Verdict) -> None:
+        if self._json:
+            self._write_json(verdict.to_json())
+            return
+        from assay_evals.report.table import verdict_table
+
+        self._console.print(verdict_table(verdict))
+        self._say_verdict(verdict)
+
+    def concluded(self, outcome: Outcome) -> None:
+        if self._json:
+            body = {"run": str(outcome.run), "report": str(outcome.report), "verdict": outcome.verdict.to_json()}
+            self._write_json(body | {"published": _plain(outcome.receipt), "refused": outcome.refused})
+            return
+        self.judged(outcome.verdict)
+        sys.stdout.write(f"report     {outcome.report}\n")
+        if outcome.receipt:
+            self.published(outcome.receipt)
+        else:
+            sys.stdout.write(f"published  no: {outcome.refused or 'the recipe does not ask for it'}\n")
+
+    def _say_verdict(self, verdict: Verdict) -> None:
+        colour = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}.get(
+            verdict.verdict, "bold magenta"
+        )
+        self._console.print(f"verdict    [{colour}]{verdict.verdict}[/]")
+        for reason in verdict.reasons:
+            self._console.print(f"           {reason}", markup=False)
+
+    def published(self, receipt: Receipt) -> None:
+        if self._json:
+            self._write_json(_plain(receipt))
+            return
+        state = "published" if receipt.created else "published  already there:"
+        sys.stdout.write(
+            f"{state:<10} {receipt.registry} {receipt.name}:{', '.join(receipt.tags)}\ndigest     {receipt.digest}\n"
+        )
+
+    def pulled(self, receipt: PullReceipt) -> None:
+        if self._json:
+            self._write_json(_plain(receipt))
+            return
+        state = "pulled" if receipt.created else "unchanged"
+        sys.stdout.write(
+            f"{state:<10} {receipt.destination} ({len(receipt.files)} files, {size(receipt.size_bytes)})\n"
+        )
+        sys.stdout.write(f"digest     {receipt.digest}\n")
+
+    def listed(self, listings: tuple[inspection.Listing, ...]) -> None:
+        if self._json:
+            self._write_json(_plain(listings))
+            return
+        from rich.table import Table
+
+        table = Table("name", "tag", "digest", "size", "scheme", "target", "verdict")
+        for row in listings:
+            facts = row.annotations
+            verdicts = row.problem or ", ".join(row.verdicts)
+            scheme, target = facts.get("dev.assay.scheme", ""), facts.get("dev.assay.target", "")
+            table.add_row(
+                row.name, row.tag or "", row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts
+            )
+        self._console.print(table)
+
+    def shown(self, artifact: inspection.Artifact) -> None:
+        if self._json:
+            self._write_json(_plain(artifact))
+            return
+        from rich.table import Table
+
+        for name, value in {
+            "names": ", ".join(artifact.names),
+            "digest": artifact.digest,
+            "bundle": artifact.bundle_digest,
+            "size": size(artifact.size_bytes),
+            **{name.removeprefix("dev.assay."): value for name, value in artifact.annotations.items()},
+        }.items():
+            sys.stdout.write(f"{name:<14} {value}\n")
+        table = Table("file", "size", "digest")
+        for file in artifact.files:
+            table.add_row(file.name, size(file.size_bytes), file.digest)
+        self._console.print(table)
+        for evidence in artifact.evidence:
+            sys.stdout.write(f"evidence       {evidence.digest}: {evidence.verdict.get('verdict')}\n")
+            for reason in evidence.verdict.get("reasons", []):
+                sys.stdout.write(f"               {reason}\n")
+
+    def verified(self, found: inspection.Verification) -> None:
+        if self._json:
+            self._write_json(_plain(found))
+            return
+        sys.stdout.write(
+            f"intact     {found.reference}: {found.blobs} blobs, {size(found.size_bytes)}\ndigest     {found.digest}\n"
+        )
+        sys.stdout.write(f"PASS       for exactly these bytes, in {len(found.evidence)} evidence record(s)\n")
+
+    def verified_directory(self, facts: inspection.DirectoryFacts) -> None:
+        if self._json:
+            self._write_json(_plain(facts))
+            return
+        sys.stdout.write(f"directory  {facts.directory}: {len(facts.files)} files, {size(facts.size_bytes)}\n")
+        sys.stdout.write(f"bundle     {facts.bundle_digest}\ndigest     {facts.digest}\n")
+
+    def generated(self, found: Continuation) -> None:
+        if self._json:
+            self._write_json(_plain(found))
+            return
+        self._console.print(f"[dim]{_escape(found.prompt)}[/]{_escape(found.text)}")
+        if not self._quiet:
+            rate = f", then {found.decode_tokens_per_second:.1f} tokens/s" if found.decode_tokens_per_second else ""
+            sys.stderr.write(f"first token after {found.time_to_first_token_seconds * 1000:.0f} ms{rate}\n")
+
+    def _write_json(self, value: Any) -> None:
+        sys.stdout.buffer.write(readable_json(value))
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and paths as JSON can hold them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def size(size_bytes: float) -> str:
+    """Bytes for people, in powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit in ("B", "kB") else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,206 @@
+"""A small finished run on disk, a registry, and disks that are full or read-only."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assay.artifact import directory_digest
+from assay.files import readable_json, sha256_bytes, sha256_file
+
+RECIPE = sha256_bytes(b"a recipe")
+BASELINE = sha256_bytes(b"a baseline")
+MODEL_FILES = {
+    "model.onnx": b"graph",
+    "model.onnx.data": bytes(range(256)) * 16,
+    "tokenizer.json": b"{}",
+    "genai_config.json": b'{"model":{}}',
+    "README.md": b"# A model\n",
+}
+EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4}
+MakeRun = Callable[..., Path]
+
+
+def _write_artifact(directory: Path, files: dict[str, bytes], about: dict[str, Any], recipe: str) -> None:
+    manifest = {
+        "version": 1,
+        "name": "small",
+        "target": "onnxruntime-genai",
+        "scheme": "W4A16",
+        "method": "gptq",
+        "architecture": "llama",
+        "source": "hf:org/small",
+    }
+    files = files | {
+        "manifest.json": readable_json(manifest | about),
+        "assay.lock.json": readable_json({"version": 1, "recipe": {"name": "small", "digest": recipe}}),
+    }
+    for name, data in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def write_verdict(run: Path, **changes: Any) -> None:
+    """Write verdict.json for what is in the run now; `changes` replace its keys."""
+    word = changes.get("verdict", "PASS")
+    row = {"metric": "cloze_accuracy", "verdict": word, "reason": "measured"}
+    verdict = {
+        "version": 1,
+        "verdict": word,
+        "exit_code": EXIT_CODES.get(word, 0),
+        "candidate": directory_digest(run / "artifact"),
+        "baseline": BASELINE,
+        "recipe": RECIPE,
+        "evidence": sha256_file(run / "evidence/evidence.json"),
+        "gates": [row],
+        "reported": [],
+        "checks": [{"name": "tokenizer identity", "passed": True, "detail": ""}],
+        "reasons": [f"it is {word}"],
+    }
+    (run / "verdict.json").write_bytes(readable_json(verdict | changes))
+
+
+def write_evidence(run: Path, **changes: Any) -> None:
+    """Write evidence.json for what is in the run now; `changes` replace its keys."""
+    evidence = run / "evidence"
+    header = {
+        "version": 1,
+        "recipe": {"name": "small", "digest": RECIPE, "gate": {}, "evaluate": {}},
+        "candidate": {"bundle_digest": directory_digest(run / "artifact")},
+        "baseline": {"bundle_digest": BASELINE},
+        "checks": [],
+        "files": {name: sha256_file(evidence / name) for name in ("quality.jsonl", "speed.jsonl")},
+    }
+    (evidence / "evidence.json").write_bytes(readable_json(header | changes))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Make a finished run: make_run("name", verdict="PASS", files={…}, about={…}, note="…")."""
+
+    def make(
+        name: str = "run",
+        verdict: str = "PASS",
+        files: dict[str, bytes] | None = None,
+        about: dict[str, Any] | None = None,
+        recipe: str = RECIPE,
+        note: str = "",
+    ) -> Path:
+        run = tmp_path / name
+        _write_artifact(run / "artifact", MODEL_FILES if files is None else files, about or {}, recipe)
+        (run / "evidence").mkdir()
+        (run / "evidence/quality.jsonl").write_text('{"kind":"window"}\n' + note)
+        (run / "evidence/speed.jsonl").write_text('{"block":0}\n')
+        (run / "report.html").write_text("<!doctype html>")
+        write_evidence(run)
+        write_verdict(run, verdict=verdict)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run(make_run: MakeRun) -> Path:
+    return make_run()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def assert_sound(registry: Path) -> None:
+    """Every blob is what its name says, and everything that the index names is there."""
+    from assay.registry.layout import Layout
+    from assay.registry.oci import parse_manifest
+
+    layout = Layout.open(registry)
+    for path in (registry / "blobs/sha256").iterdir():
+        assert sha256_file(path) == f"sha256:{path.name}"
+    for entry in layout.index().entries:
+        manifest = parse_manifest(layout.read_json_blob(entry.descriptor), "test")
+        for blob in (manifest.config, *manifest.layers, *([manifest.subject] if manifest.subject else [])):
+            layout.copy_blob(blob, None)
+
+
+def snapshot(directory: Path) -> dict[str, tuple[bytes, int, int]]:
+    """Bytes, inode and time of every file: two equal snapshots mean that nothing was rewritten."""
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def helpers() -> Any:
+    """The functions of this file, which test files cannot import under importlib mode."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(
+        assert_sound=assert_sound, snapshot=snapshot, write_verdict=write_verdict, write_evidence=write_evidence
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a memory file system of some bytes; skips where mounting is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size_bytes: int) -> Path:
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            pytest.skip("mounting a small disk needs root and mount")
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in reversed(mounted):
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, small_disk: Callable[[int], Path]) -> Iterator[Path]:
+    """A directory that cannot be written, by root neither."""
+    if os.geteuid() != 0:
+        place = tmp_path / "read-only"
+        place.mkdir()
+        place.chmod(0o555)
+        yield place
+        place.chmod(0o755)
+        return
+    disk = small_disk(1 << 20)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    yield disk
+
+
+@pytest.fixture
+def read_only_registry(run: Path, tmp_path: Path, small_disk: Callable[[int], Path]) -> Iterator[Path]:
+    """A registry with small:latest in it, on a disk that is read-only from then on."""
+    from assay.registry.publish import publish
+
+    if os.geteuid() != 0:
+        store = tmp_path / "read-only-store"
+        publish(run / "artifact", run, store, "small")
+        store.chmod(0o555)
+        (store / ".partial").chmod(0o555)
+        yield store
+        store.chmod(0o755)
+        (store / ".partial").chmod(0o755)
+        return
+    disk = small_disk(4 << 20)
+    publish(run / "artifact", run, disk / "store", "small")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    yield disk / "store"
