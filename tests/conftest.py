@@ -78,3 +78,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[family]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """`save_model`, for models that differ from the usual ones or are to be changed."""
+    return save_model

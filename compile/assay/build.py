@@ -30,13 +30,10 @@ def build_baseline(job: Job, workspace: Workspace) -> Path:
 
 def build_candidate(job: Job, workspace: Workspace) -> Path:
     """The quantized, compiled artifact with its manifest and lock."""
-    if workspace.holds(job.candidate_stage):
-        return workspace.build(job.candidate_stage, lambda _: None)
-    modules = quantize(job, workspace)
-    baseline = build_baseline(job, workspace)
     target = load_target(job.recipe.target.format)
 
     def make(directory: Path) -> None:
+        modules, baseline = quantize(job, workspace), build_baseline(job, workspace)
         with workspace.progress.stage("compile", 1) as advance:
             realization = target.build_candidate(job.checkpoint, modules, job.recipe, baseline, directory)
             (directory / MANIFEST_NAME).write_bytes(readable_json(artifact_manifest(job, modules, realization)))

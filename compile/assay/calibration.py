@@ -10,6 +10,7 @@ import hashlib
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from assay.errors import UsageError
@@ -43,7 +44,10 @@ def encode(document: Document, tokenizer: Any) -> list[int]:
             raise UsageError(
                 f"{document.name}: holds chat messages, but the model has no chat template; use a text field."
             )
-        text = tokenizer.apply_chat_template(text, tokenize=False)
+        try:
+            text = tokenizer.apply_chat_template(text, tokenize=False)
+        except TemplateError as error:
+            raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 

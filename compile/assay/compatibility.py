@@ -46,10 +46,10 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     problems += _group_problems(assignment.schemes, shape, document)
     if isinstance(recipe.target, OnnxRuntimeGenai):
         problems += _fused_problems(assignment.schemes, shape, document)
-    length = recipe.calibration.length
-    if shape.context_length and max(length, recipe.evaluate.length) > shape.context_length:
-        place = ("calibration", "length") if length > shape.context_length else ("evaluate", "length")
-        problems.append(document.problem(place, f"longer than the model's context of {shape.context_length} tokens."))
+    for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):
+        if shape.context_length and length > shape.context_length:
+            message = f"longer than the model's context of {shape.context_length} tokens."
+            problems.append(document.problem((place, "length"), message))
     for index, metric in enumerate(recipe.evaluate.speed):
         asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
         if shape.context_length and asked > shape.context_length:

@@ -11,11 +11,12 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +24,9 @@ from assay.errors import AssayError, IntegrityError
 
 CHUNK_BYTES = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# What libraries say of a full disk: safetensors (Rust) and subprocesses keep the words, numpy's tofile only the counts.
+_NO_SPACE_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written")
+_NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM)
 # What loaders would unpickle or run: never published, never pulled.
 FORBIDDEN_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".py", ".pyc", ".so", ".zip", ".7z"}
@@ -61,38 +65,44 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def explain_disk_errors(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Generator[None]:
     """Turn "no space left" and "read-only" into an AssayError that names the place and the way out."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _NO_SPACE or _NO_SPACE_WORDS.search(str(error)):
             raise AssayError(
                 f"{path}: no space left on this disk. Nothing was left half-written; free some space and run the same "
                 "command again: finished work is kept."
             ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        if number in _NO_ACCESS:
+            # What was refused may be a file that is only read, somewhere else.
+            named = Path(error.filename) if isinstance(error.filename, str) else path
+            place = path if named.is_relative_to(path.parent) else named
             raise AssayError(
-                f"{path}: cannot be written ({error.strerror}). Choose a place that you may write to."
+                f"{place}: cannot be written or read ({error.strerror}). Choose a place that you have access to."
             ) from error
         raise
 
 
 def sync_directory(directory: Path) -> None:
     """Make a rename in this directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(directory)
+
+
+def sync_tree(directory: Path) -> None:
+    """Flush a directory, and every file and directory below it, to disk."""
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_tree(directory: Path) -> None:
-    """Flush every file below a directory to disk."""
-    for path in directory.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def temporary_beside(path: Path) -> Path:
@@ -100,8 +110,21 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
+def leftovers(directory: Path) -> list[Path]:
+    """Temporaries in a directory, of writers at work or of killed ones: only who knows that nobody writes may remove them."""
+    return sorted(directory.glob(".*.tmp"))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a directory with all that is in it; what is gone already is fine."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary path; when the block ends well, sync it and rename it to `path`, else remove it."""
     temporary = temporary_beside(path)
     try:
@@ -123,7 +146,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(destination: Path) -> Iterator[Path]:
+def atomic_directory(destination: Path) -> Generator[Path]:
     """Yield an empty temporary directory; when the block ends well it becomes `destination`, else it is removed.
 
     An existing destination is replaced only then.
@@ -158,10 +181,14 @@ def replace_directory(source: Path, destination: Path) -> None:
 def point_link(link: Path, target: Path) -> None:
     """Make `link` a relative symbolic link to a directory, in one step, whatever it pointed to before."""
     temporary = temporary_beside(link)
-    with explain_disk_errors(link):
-        link.parent.mkdir(parents=True, exist_ok=True)
-        temporary.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
-        temporary.replace(link)
+    try:
+        with explain_disk_errors(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            temporary.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()), target_is_directory=True)
+            temporary.replace(link)
+            sync_directory(link.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unsafe_name(name: str) -> str | None:

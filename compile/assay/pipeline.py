@@ -39,15 +39,15 @@ def compile_recipe(
     base: the directory that the recipe's relative paths start from.  fresh_evidence: measure again although cached.
     publishing: False leaves the result in the run directory, whatever the recipe says.
     """
-    job = resolve(recipe, base, workspace)
-    baseline, candidate = build_baseline(job, workspace), build_candidate(job, workspace)
-    run = workspace.run_directory(recipe.name)
-    evidence = evaluate(job, candidate, baseline, workspace, run / EVIDENCE, fresh=fresh_evidence)
-    point_link(run / ARTIFACT, candidate)
-    verdict = conclude(run, evidence)
-    if recipe.publish is None or not publishing:
-        return Outcome(run, verdict, None, None)
-    try:
-        return Outcome(run, verdict, publish_run(run, recipe.publish), None)
-    except PublishRefusedError as error:
-        return Outcome(run, verdict, None, str(error))
+    with workspace.run(recipe.name) as run:
+        job = resolve(recipe, base, workspace)
+        baseline, candidate = build_baseline(job, workspace), build_candidate(job, workspace)
+        evidence = evaluate(job, candidate, baseline, workspace, run / EVIDENCE, fresh=fresh_evidence)
+        point_link(run / ARTIFACT, candidate)
+        verdict = conclude(run, evidence)
+        if recipe.publish is None or not publishing:
+            return Outcome(run, verdict, None, None)
+        try:
+            return Outcome(run, verdict, publish_run(run, recipe.publish), None)
+        except PublishRefusedError as error:
+            return Outcome(run, verdict, None, str(error))

@@ -102,10 +102,10 @@ def _matrix_speed() -> float:
     """Floating-point operations per second of a float32 product of the kind that dominates, measured in a moment."""
     torch.set_num_threads(cores())
     left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    left @ right
+    torch.mm(left, right)
     started, rounds = time.perf_counter(), 5
     for _ in range(rounds):
-        left @ right
+        torch.mm(left, right)
     return rounds * 2 * 1024**3 / (time.perf_counter() - started)
 
 

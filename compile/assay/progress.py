@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 Advance = Callable[[], None]
@@ -14,7 +14,7 @@ class Progress:
     """Shows nothing; the base for jobs that nobody watches."""
 
     @contextmanager
-    def stage(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def stage(self, title: str, total: int, done: int = 0) -> Generator[Advance]:
         """Announce a stage of `total` steps of which `done` were there already; the yielded function counts one more."""
         del title, total, done
         yield lambda: None
@@ -33,7 +33,7 @@ class TerminalProgress(Progress):
         self._console = Console(stderr=True, highlight=False)
 
     @contextmanager
-    def stage(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def stage(self, title: str, total: int, done: int = 0) -> Generator[Advance]:
         started = time.monotonic()
         if self._console.is_terminal:
             with self._bar(title, total, done) as advance:
@@ -43,7 +43,7 @@ class TerminalProgress(Progress):
         self.note(f"{title}: done in {time.monotonic() - started:.1f} s")
 
     @contextmanager
-    def _bar(self, title: str, total: int, done: int) -> Iterator[Advance]:
+    def _bar(self, title: str, total: int, done: int) -> Generator[Advance]:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,

@@ -45,8 +45,10 @@ def load_documents(source: PythonDocs | TextFile | JsonLines | HubDataset, part:
         documents = _json_lines(base / source.path, source.field)
     else:
         documents = _hub_dataset(source)
-    if not any(document.content for document in documents):
-        raise UsageError(f"the {part} text {getattr(source, 'path', None) or source.source} is empty.")
+    # Data sets have empty rows; each would put another end-of-text token into the calibration tokens.
+    documents = [document for document in documents if _holds_text(document.content)]
+    if not documents:
+        raise UsageError(f"the {part} text {source.name if isinstance(source, HubDataset) else source.path} is empty.")
     return documents
 
 
@@ -77,6 +79,10 @@ def _side(name: str) -> int:
     return hashlib.sha256(name.encode()).digest()[0] & 1
 
 
+def _holds_text(content: str | Messages) -> bool:
+    return bool(content.strip() if isinstance(content, str) else content)
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -101,13 +107,13 @@ def _text_file(path: Path) -> list[Document]:
 
 def _json_lines(path: Path, field: str) -> list[Document]:
     documents: list[Document] = []
-    for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(f"{path}:{number}: not valid JSON ({error.msg}).") from error
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{path}:{number}: not valid JSON ({error}).") from error
         if not isinstance(row, dict) or field not in row:
             keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
             raise UsageError(f"{path}:{number}: there is no field {field!r}; the line has: {keys}.")
@@ -118,9 +124,12 @@ def _json_lines(path: Path, field: str) -> list[Document]:
 def _content(value: Any, place: str, field: str) -> str | Messages:
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value):
-        return [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in value]
-    raise UsageError(f"{place}: {field!r} must be a text, or a list of chat messages with role and content.")
+    if isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    ):
+        return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    raise UsageError(f"{place}: {field!r} must be a text, or a list of chat messages whose role and content are texts.")
 
 
 def _hub_dataset(source: HubDataset) -> list[Document]:
@@ -129,7 +138,9 @@ def _hub_dataset(source: HubDataset) -> list[Document]:
     except ImportError as error:
         raise UsageError("hf: data sets need the extra `datasets`: pip install 'assay[datasets]'.") from error
     try:
-        rows = load_dataset(source.name, source.config, split=source.split, revision=source.revision)
+        # With its full address: a bare name may be taken for a directory here.
+        address = f"hf://datasets/{source.name}"
+        rows = load_dataset(address, source.config, split=source.split, revision=source.revision)
     except Exception as error:
         raise AssayError(f"the data set {source.name} cannot be loaded: {type(error).__name__}: {error}") from error
     if source.field not in rows.column_names:

@@ -1,26 +1,39 @@
 """Stages on disk, named by what went into them: nothing is computed twice, and a killed job goes on where it stopped.
 
     artifacts/
-      cache/<stage>-<key>/            a finished stage, immutable; <stage>-<key>.json says what its key stands for
+      cache/<stage>-<key>/            a finished stage, immutable
+      cache/<stage>-<key>.json        what its key stands for, and the digest of its bytes
       cache/<stage>-<key>.partial/    a stage under way
       runs/<recipe name>/             the last run of a recipe: artifact (a link into the cache), evidence, verdict, report
       store/                          the default registry
 
-A key is the digest of the stage's inputs, settings and tool versions. A stage directory appears by one rename when it is whole.
+A key is the digest of the stage's inputs, settings and tool versions. A stage directory appears by one rename when it is whole,
+and is used only as long as its bytes are those that were built.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from assay.files import canonical_json, explain_disk_errors, replace_directory, sha256_bytes, sync_tree, write_atomic
+from assay.artifact import directory_digest
+from assay.errors import IntegrityError
+from assay.files import (
+    canonical_json,
+    explain_disk_errors,
+    leftovers,
+    read_json,
+    remove,
+    replace_directory,
+    sha256_bytes,
+    sync_tree,
+    write_atomic,
+)
 from assay.progress import Progress
 
 _KEY_DIGITS = 20
@@ -47,65 +60,94 @@ class Workspace:
         self.root = root
         self.progress = progress
         self.force = force
-        self._fresh: set[str] = set()
+        self._sound: set[str] = set()
 
     def path(self, stage: Stage) -> Path:
         return self.root / "cache" / f"{stage.name}-{stage.key}"
 
     def holds(self, stage: Stage) -> bool:
-        """Whether the stage is there and need not be built."""
-        return self.path(stage).is_dir() and (not self.force or stage.key in self._fresh)
-
-    def run_directory(self, name: str) -> Path:
-        return self.root / "runs" / name
-
-    def build(self, stage: Stage, make: Callable[[Path], None], resumable: bool = False) -> Path:
-        """The stage's directory, made by `make(partial directory)` unless it is there already.
-
-        resumable: `make` can go on from what an interrupted run left in the partial directory.  One process builds a stage at
-        a time; a second one waits and then finds it done.
-        """
-        path = self.path(stage)
-        if self.holds(stage):
-            self.progress.note(f"{stage.name}: cached")
-            return path
-        with explain_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock(path):
-                if self.holds(stage):
-                    return path
-                partial = path.with_name(f"{path.name}.partial")
-                if partial.exists() and (not resumable or self.force):
-                    shutil.rmtree(partial)
-                partial.mkdir(exist_ok=True)
-                try:
-                    make(partial)
-                except BaseException:
-                    if not resumable:
-                        shutil.rmtree(partial, ignore_errors=True)
-                    raise
-                sync_tree(partial)
-                write_atomic(
-                    path.with_name(f"{path.name}.json"), canonical_json({"stage": stage.name} | stage.facts) + b"\n"
-                )
-                replace_directory(partial, path)
-        self._fresh.add(stage.key)
-        return path
-
-    def discard(self, *stages: Stage) -> None:
-        """Forget cached stages, so that they are built again."""
-        for stage in stages:
-            shutil.rmtree(self.path(stage), ignore_errors=True)
+        """Whether the stage is there, as it was built, and need not be built."""
+        if stage.key not in self._sound:
+            if self.force or not _is_intact(self.path(stage)):
+                return False
+            self._sound.add(stage.key)
+        return True
 
     @contextmanager
-    def _lock(self, path: Path) -> Iterator[None]:
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
+    def run(self, name: str) -> Generator[Path]:
+        """The run directory of a recipe, for one process at a time, cleared of what killed ones left half-written."""
+        directory = self.root / "runs" / name
+        with self._lock(directory):
+            directory.mkdir(exist_ok=True)
+            for left in leftovers(directory):
+                remove(left)
+            for left in leftovers(self.root / "cache"):
+                stage = left.name.split(".")[1]
+                with suppress(Timeout), FileLock(left.with_name(f".{stage}.lock"), timeout=0):
+                    remove(left)
+            yield directory
+
+    def build(
+        self, stage: Stage, make: Callable[[Path], None], *, resumable: bool = False, again: bool = False
+    ) -> Path:
+        """The stage's directory, made by `make(partial directory)` unless it is there already.
+
+        resumable: `make` can go on from what an interrupted run left in the partial directory.  again: make it although it is
+        there.  One process builds a stage at a time; a second one waits and then finds it done.
+        """
+        path = self.path(stage)
+        if not again and self.holds(stage):
+            self.progress.note(f"{stage.name}: cached")
+            return path
+        with explain_disk_errors(path), self._lock(path):
+            if not again and self.holds(stage):
+                return path
+            if path.exists() and not (again or self.force):
+                self.progress.note(f"{path}: not as it was built; building it again")
+            self._make(path, stage, make, resumable and not self.force)
+        self._sound.add(stage.key)
+        return path
+
+    def _make(self, path: Path, stage: Stage, make: Callable[[Path], None], resumable: bool) -> None:
+        partial = path.with_name(f"{path.name}.partial")
+        for left in leftovers(partial) if resumable else [partial]:
+            remove(left)
+        partial.mkdir(exist_ok=True)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.progress.note(f"another process is building {path.name}; waiting for it")
-            lock.acquire()
+            make(partial)
+        except BaseException:
+            if not resumable:
+                with suppress(OSError):
+                    remove(partial)
+            raise
+        sync_tree(partial)
+        record = {"stage": stage.name, "facts": stage.facts, "digest": directory_digest(partial)}
+        write_atomic(_record(path), canonical_json(record) + b"\n")
+        replace_directory(partial, path)
+
+    @contextmanager
+    def _lock(self, path: Path) -> Generator[None]:
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with explain_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                self.progress.note(f"another process is at work on {path.name}; waiting for it")
+                lock.acquire()
         try:
             yield
         finally:
             lock.release()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether a stage is there with the bytes that were built."""
+    try:
+        return path.is_dir() and read_json(_record(path))["digest"] == directory_digest(path)
+    except (OSError, IntegrityError, KeyError, TypeError):
+        return False

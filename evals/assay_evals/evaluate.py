@@ -17,7 +17,7 @@ from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
 from assay_evals.evidence import Arm, Evidence, Header, RecipeUsed, TextUsed, read_evidence, write_evidence
-from assay_evals.quality.checks import disjoint_texts, same_runtime, same_tokenizer
+from assay_evals.quality.checks import decode_path, disjoint_texts, same_runtime, same_tokenizer
 from assay_evals.quality.measure import measure_quality
 from assay_evals.quality.passages import select_passages
 from assay_evals.runtimes.base import open_runtime, runtime_version
@@ -26,6 +26,7 @@ from assay_evals.speed.measure import measure_speed, requests_of
 
 _REVISION = 1
 _ROWS = "rows"
+_PROMPTS, _PROMPT_TOKENS = 4, 64
 
 
 def evaluate(
@@ -34,12 +35,15 @@ def evaluate(
     """Write the evidence on a candidate to `destination`.  fresh: measure again although cached."""
     comparison = _Comparison.of(job, candidate, baseline)
     quality_stage, speed_stage = comparison.stages()
-    if fresh:
-        workspace.discard(quality_stage, speed_stage)
-    quality = read_evidence(
-        workspace.build(quality_stage, lambda partial: comparison.quality(partial, workspace)) / _ROWS
-    )
-    speed = read_evidence(workspace.build(speed_stage, lambda partial: comparison.speed(partial, workspace)) / _ROWS)
+
+    def quality_rows(partial: Path) -> None:
+        comparison.quality(partial, workspace)
+
+    def speed_rows(partial: Path) -> None:
+        comparison.speed(partial, workspace)
+
+    quality = read_evidence(workspace.build(quality_stage, quality_rows, again=fresh) / _ROWS)
+    speed = read_evidence(workspace.build(speed_stage, speed_rows, again=fresh) / _ROWS)
     environment = speed.header.environment
     whole = dataclasses.replace(comparison.header, checks=quality.header.checks, environment=environment)
     return write_evidence(destination, whole, (*quality.windows, *quality.clozes), speed.runs)
@@ -93,6 +97,9 @@ class _Comparison:
         checks = (
             same_runtime(baseline, candidate),
             same_tokenizer(baseline, candidate, tokenizer, self.documents),
+            decode_path(
+                candidate, [passage.tokens[:_PROMPT_TOKENS] for passage in passages[:_PROMPTS]], tokenizer.eos_token_id
+            ),
             disjoint_texts(self.job.tokens.tolist(), [passage.tokens for passage in passages]),
         )
         rows = list(measure_quality(baseline, candidate, passages, workspace.progress))

@@ -9,7 +9,7 @@ Left out on purpose: tests of "no difference" (not finding one is no reason to p
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ _CHUNK_INDICES = 1 << 22
 
 @dataclass(frozen=True)
 class Groups:
-    """Samples collapsed to their clusters: the sum and the count of each, in order of first appearance."""
+    """Samples collapsed to their clusters: the sum and the count of each."""
 
     sums: Array
     counts: Array
@@ -49,13 +49,16 @@ class Estimate:
     degrees: int
 
 
-def grouped(sums: Sequence[float], labels: Sequence[Hashable], counts: Sequence[int] | None = None) -> Groups:
-    """Collapse items to one sum and one count per label; each item is one sample, or `counts` samples."""
+def grouped(sums: Sequence[float], labels: Sequence[str], counts: Sequence[int] | None = None) -> Groups:
+    """Collapse items to one sum and one count per label, in the order of the labels.
+
+    Each item is one sample, or `counts` samples; the order of the items does not matter to the last bit.
+    """
     items = zip(labels, sums, [1] * len(sums) if counts is None else counts, strict=True)
-    members: dict[Hashable, list[tuple[float, int]]] = {}
+    members: dict[str, list[tuple[float, int]]] = {}
     for label, total, count in items:
         members.setdefault(label, []).append((total, count))
-    groups = members.values()
+    groups = [members[label] for label in sorted(members)]
     return Groups(
         np.array([math.fsum(total for total, _ in group) for group in groups], dtype=np.float64),
         np.array([sum(count for _, count in group) for group in groups], dtype=np.float64),

@@ -75,9 +75,7 @@ def difference(metric: str, number: float | None, limit: float | None = None) ->
     return _number(metric, number, _digits(metric, (number,), limit)) + _unit(metric)
 
 
-def interval(
-    metric: str, bounds: tuple[float, float] | None, limit: float | None = None, *, bare: bool = False
-) -> str:
+def interval(metric: str, bounds: tuple[float, float] | None, limit: float | None = None, *, bare: bool = False) -> str:
     """Both ends of an interval with the unit once: −1.6 to +0.4 points; told apart from `limit` where they differ.
 
     bare: without the unit, for a column beside one that has it.
@@ -98,8 +96,13 @@ def criterion(metric: str, rule: dict[str, float]) -> str:
     ((name, number),) = rule.items()
     if name == "max_drop":
         return f"at most {100 * number:g} points lower"
+    return f"{'at least' if name.startswith('min') else 'at most'} {bare_number(metric, number)}{_unit(metric)}"
+
+
+def bare_number(metric: str, number: float) -> str:
+    """A number on the axis of the difference, as short as it goes, without its unit: −3, 1.5, 92.5."""
     scaled = 100 * number if words(metric).unit == "share" else number
-    return f"{'at least' if name.startswith('min') else 'at most'} {scaled:g}{_unit(metric)}"
+    return f"{scaled:g}".replace("-", "−")
 
 
 def distance(metric: str, number: float | None) -> str:

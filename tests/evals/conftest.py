@@ -67,7 +67,13 @@ def header(gate: str = GATE, evaluate: str = EVALUATE, **changes: Any) -> Header
         ),
         "text": TextUsed(source="python-docs", digest=digest("7"), documents=40),
         "checks": (Check(name="tokenizer identity", passed=True, detail="both arms give the same tokens"),),
-        "environment": {"cpu": "Example CPU", "cores": 2, "os": "Linux", "python": "3.11", "packages": {"numpy": "2.4"}},
+        "environment": {
+            "cpu": "Example CPU",
+            "cores": 2,
+            "os": "Linux",
+            "python": "3.11",
+            "packages": {"numpy": "2.4"},
+        },
     }
     return Header(**(values | changes))
 
@@ -116,6 +122,7 @@ def runs(
     rng: np.random.Generator,
     blocks: int,
     noise: float,
+    *,
     speedup: float = 3.3,
     drift: float = 0.0,
     new_tokens: int = 16,
@@ -165,7 +172,7 @@ def build(
         header=header(**changes),
         windows=tuple(windows(rng, documents, 63, kl)),
         clozes=tuple(clozes(rng, documents, 20, lost, gained)),
-        runs=tuple(runs(rng, blocks, noise, speedup, drift)),
+        runs=tuple(runs(rng, blocks, noise, speedup=speedup, drift=drift)),
         digest=digest("e"),
     )
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,10 +33,17 @@ def replace_line(directory: Path, name: str, number: int, line: str) -> None:
     resign(directory)
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, good: Evidence) -> Path:
+    directory = tmp_path_factory.mktemp("original") / "evidence"
+    write(directory, good)
+    return directory
+
+
 @pytest.fixture
-def written(tmp_path: Path, good: Evidence) -> Path:
-    write(tmp_path / "evidence", good)
-    return tmp_path / "evidence"
+def written(tmp_path: Path, original: Path) -> Path:
+    """A copy of written evidence, to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "evidence"))
 
 
 def test_what_is_written_is_read_back_whole(tmp_path: Path, good: Evidence) -> None:
@@ -124,7 +132,7 @@ LINE = (
         (LINE.replace("[0.5]", "[0.5,0.5]"), "1 tokens, 2 divergences"),
         (LINE.replace("[1]", "[2]"), "agreed.0"),
         (LINE.replace('"window":0', '"window":0.5'), "window"),
-        (LINE.replace('"window":0', '"windw":0'), "windw"),
+        (LINE.replace('"window":0', '"window":0,"extra":1'), "window.extra"),
         (LINE.replace('"kind":"window"', '"kind":"windows"'), "kind"),
         (LINE.replace('"tokens":1', '"tokens":0').replace("[0.5]", "[]").replace("[1]", "[]"), "0 tokens"),
     ],

@@ -97,7 +97,7 @@ def test_the_bootstrap_gives_the_same_numbers_in_pieces(monkeypatch: pytest.Monk
 def test_the_bootstrap_is_quick_enough_for_a_large_run() -> None:
     rng = np.random.default_rng(2)
     values = [float(value) for value in rng.lognormal(0, 1.5, 100_000)]
-    labels = [int(label) for label in rng.integers(0, 2_000, 100_000)]
+    labels = [str(label) for label in rng.integers(0, 2_000, 100_000)]
     started = time.perf_counter()
     bootstrap_t_interval(grouped(values, labels), 0.90)
     assert time.perf_counter() - started < 2
@@ -108,16 +108,16 @@ def test_samples_without_spread_have_an_interval_without_width() -> None:
     assert skewed_interval(groups, 0.90) == (2.0, 2.0)
 
 
-def correlated_answers(rng: Generator, documents: int, each: int) -> tuple[list[float], list[int]]:
+def correlated_answers(rng: Generator, documents: int, each: int) -> tuple[list[float], list[str]]:
     """Paired differences −1, 0, 1 with mean 0, alike within a document."""
     lean = rng.normal(0, 0.15, documents)
     values: list[float] = []
-    labels: list[int] = []
+    labels: list[str] = []
     for document in range(documents):
         draws = rng.random(each)
         gained, lost = max(0.15 + lean[document], 0.0), max(0.15 - lean[document], 0.0)
         values += [1.0 if draw < gained else -1.0 if draw > 1 - lost else 0.0 for draw in draws]
-        labels += [document] * each
+        labels += [f"d{document}"] * each
     return values, labels
 
 
@@ -179,6 +179,14 @@ def test_rare_differences_are_bounded_as_often_as_they_say() -> None:
         inside_high += high >= -0.01
     assert inside_low / 2000 >= 0.95
     assert inside_high / 2000 >= 0.95
+
+
+def test_rare_differences_are_bounded_by_both_proportions() -> None:
+    low, high = rare_difference_interval(7, 3, 500, 0.05)
+    assert stats.binom.cdf(7, 500, -low) == pytest.approx(0.05, rel=1e-9)
+    gained = stats.beta.ppf(0.975, 4, 497)
+    lost = stats.beta.ppf(0.025, 7, 494)
+    assert high == pytest.approx(gained - lost, rel=1e-9)
 
 
 def test_a_plain_loss_among_rare_differences_is_still_shown() -> None:

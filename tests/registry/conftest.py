@@ -87,6 +87,7 @@ def make_run(tmp_path: Path) -> MakeRun:
 
     def make(
         name: str = "run",
+        *,
         verdict: str = "PASS",
         files: dict[str, bytes] | None = None,
         about: dict[str, Any] | None = None,

@@ -15,7 +15,7 @@ def model(text: str) -> Descriptor:
     return Descriptor(MANIFEST_TYPE, sha256_bytes(text.encode()), 1)
 
 
-def publish(index: Index, name: str, tags: list[str], text: str, note: str = "", force: bool = False) -> Change:
+def publish(index: Index, name: str, tags: list[str], text: str, *, note: str = "", force: bool = False) -> Change:
     evidence = model(f"evidence of {text} {note}")
     return index.publish(name, tags, model(text), evidence, force=force, where="here")
 

@@ -46,7 +46,7 @@ def test_what_is_not_a_registry(tmp_path: Path) -> None:
 
 def test_other_versions_are_refused(layout: Layout) -> None:
     (layout.root / "oci-layout").write_text('{"imageLayoutVersion":"2.0.0"}')
-    with pytest.raises(IntegrityError, match="version 1.0.0"):
+    with pytest.raises(IntegrityError, match=r"version 1\.0\.0"):
         Layout.open(layout.root)
 
 
@@ -137,3 +137,19 @@ def test_a_lock_that_is_not_freed_is_an_error_with_its_place(layout: Layout, mon
     with FileLock(layout.root / ".index.lock"), pytest.raises(AssayError, match=r"\.index\.lock: another process"):
         layout.publish("small", ["latest"], model, model, force=False)
     assert (layout.root / "index.json").read_bytes() == before
+
+
+def test_a_disk_that_loses_a_bit_is_seen_before_anything_names_the_blob(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = os.fsync
+
+    def lose_a_bit(descriptor: int) -> None:
+        honest(descriptor)
+        with open(f"/proc/self/fd/{descriptor}", "r+b") as stream:  # noqa: PTH123
+            stream.write(b"X")
+
+    monkeypatch.setattr(os, "fsync", lose_a_bit)
+    monkeypatch.setattr(layout_module, "sync_directory", lambda directory: None)
+    with pytest.raises(IntegrityError, match="promised was"):
+        layout.put_bytes(DATA, "text/plain")

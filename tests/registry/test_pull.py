@@ -114,7 +114,7 @@ def test_files_links_and_mount_points_are_not_destinations(
     with pytest.raises(UsageError, match="a link"):
         pull(registry, "small", tmp_path / "link", force=True)
     disk = small_disk(1 << 20)
-    with pytest.raises(UsageError, match="a mount point. Give a directory inside of it"):
+    with pytest.raises(UsageError, match=r"a mount point\. Give a directory inside of it"):
         pull(registry, "small", disk)
     assert pull(registry, "small", disk / "model").created
 

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from assay.errors import NotSupportedError
+from assay.errors import IntegrityError, NotSupportedError, UsageError
+from assay.files import read_json
+
+# Far above any real model; a damaged configuration must not cost hours or all memory.
+_MAX_SIZE = 1 << 24
+_MAX_LAYERS = 1 << 12
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family: its class name in config.json, and its layer's Linears in groups that share an input, in order of execution."""
+    """One family: its class name in config.json, and its layer's Linears in groups that share an input, in order of execution.
+
+    key_value_heads, head_size: what transformers takes where config.json is silent; None: as many as query heads, and an even
+    share of the hidden size.
+    """
 
     class_name: str
     model_type: str
@@ -29,15 +39,17 @@ class Architecture:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    key_value_heads: int | None = None
+    head_size: int | None = None
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     row.class_name: row
     for row in (
         Architecture("LlamaForCausalLM", "llama"),
-        Architecture("MistralForCausalLM", "mistral"),
-        Architecture("Qwen2ForCausalLM", "qwen2"),
-        Architecture("Qwen3ForCausalLM", "qwen3"),
+        Architecture("MistralForCausalLM", "mistral", key_value_heads=8),
+        Architecture("Qwen2ForCausalLM", "qwen2", key_value_heads=32),
+        Architecture("Qwen3ForCausalLM", "qwen3", key_value_heads=32, head_size=128),
     )
 }
 
@@ -70,33 +82,53 @@ class DecoderShape:
         return linear + (0 if self.tied_embeddings else self.vocabulary * self.hidden_size)
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face model directory."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{directory}: no config.json; expected a Hugging Face model directory.")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{path}: damaged: it holds no JSON object. Fetch the model again.")
+    return config
+
+
 def architecture_of(config: Mapping[str, Any], place: str) -> Architecture:
     """The row for a config.json; NotSupportedError for anything else."""
-    names = config.get("architectures") or []
     if config.get("auto_map"):
         raise NotSupportedError(
             f"{place}: the model brings its own Python code (auto_map); Assay never runs a model's code."
         )
+    named, model_type = config.get("architectures"), config.get("model_type")
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     for name in names:
-        if name in ARCHITECTURES:
+        # transformers builds the class of model_type: it has to be the same family.
+        if name in ARCHITECTURES and model_type in (None, ARCHITECTURES[name].model_type):
             return ARCHITECTURES[name]
-    shown = ", ".join(names) or f"model_type {config.get('model_type')!r}"
-    raise NotSupportedError(f"{place}: {shown} is not supported yet; supported: {', '.join(sorted(ARCHITECTURES))}.")
+    shown = ", ".join(names) or "a model that names no architecture"
+    of_type = f" of model_type {model_type!r}" if model_type else ""
+    raise NotSupportedError(
+        f"{place}: {shown}{of_type} is not supported yet; supported: {', '.join(sorted(ARCHITECTURES))}."
+    )
 
 
 def decoder_shape(config: Mapping[str, Any], place: str) -> DecoderShape:
-    """Every Linear of a decoder with its shape, from config.json's numbers."""
+    """Every Linear of a decoder with its shape, from config.json's numbers; NotSupportedError where they make no decoder."""
     architecture = architecture_of(config, place)
-    try:
-        hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
-        heads, layers = int(config["num_attention_heads"]), int(config["num_hidden_layers"])
-        vocabulary = int(config["vocab_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise NotSupportedError(
-            f"{place}: config.json lacks a usable {error}; it is not a complete decoder configuration."
-        ) from error
-    head_size = int(config.get("head_dim") or hidden // heads)
-    key_value = int(config.get("num_key_value_heads") or heads) * head_size
+    # Under the configuration, so that null still means what follows from the other numbers.
+    config = {"num_key_value_heads": architecture.key_value_heads, "head_dim": architecture.head_size, **config}
+
+    def size(key: str, default: int | None = None, most: int = _MAX_SIZE) -> int:
+        value = default if config.get(key) is None else config[key]
+        if type(value) is not int or not 0 < value <= most:
+            shown = "is missing" if value is None else f"is {value!r}, not a whole number from 1 to {most}"
+            raise NotSupportedError(f"{place}: config.json: {key} {shown}; this is not a complete decoder.")
+        return value
+
+    hidden, inner, vocabulary = size("hidden_size"), size("intermediate_size"), size("vocab_size")
+    heads, layers = size("num_attention_heads"), size("num_hidden_layers", most=_MAX_LAYERS)
+    head_size = size("head_dim", hidden // heads)
+    key_value = size("num_key_value_heads", heads) * head_size
     sizes = {
         "self_attn.q_proj": (heads * head_size, hidden),
         "self_attn.k_proj": (key_value, hidden),
@@ -117,7 +149,7 @@ def decoder_shape(config: Mapping[str, Any], place: str) -> DecoderShape:
         architecture=architecture,
         layers=layers,
         hidden_size=hidden,
-        context_length=int(config.get("max_position_embeddings") or 0),
+        context_length=size("max_position_embeddings") if config.get("max_position_embeddings") is not None else 0,
         vocabulary=vocabulary,
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         linears=tuple(linears),

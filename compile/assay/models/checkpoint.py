@@ -6,8 +6,8 @@ Nothing is unpickled, no model code is run, and a tensor that holds NaN or infin
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
 from assay.files import read_json
-from assay.models.architectures import DecoderShape, decoder_shape
+from assay.models.architectures import DecoderShape, decoder_shape, read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Checkpoint:
@@ -37,12 +38,9 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        path = directory / "config.json"
-        if not path.is_file():
-            raise UsageError(f"{directory}: no config.json; expected a Hugging Face model directory.")
-        self.config: dict[str, Any] = read_json(path)
-        if self.config.get("quantization_config"):
-            kind = self.config["quantization_config"].get("quant_method", "an unknown method")
+        self.config: dict[str, Any] = read_config(directory)
+        if settings := self.config.get("quantization_config"):
+            kind = (settings.get("quant_method") if isinstance(settings, dict) else None) or "an unknown method"
             raise NotSupportedError(
                 f"{directory}: the checkpoint is already quantized ({kind}); quantizing it again would compound two errors. "
                 "Start from the original weights."
@@ -54,17 +52,15 @@ class Checkpoint:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Tensor name → the safetensors file that holds it."""
-        index = self.directory / INDEX
-        if index.is_file():
-            placed = read_json(index)["weight_map"]
-            files = {name: self.directory / file for name, file in placed.items()}
-        elif (self.directory / SINGLE).is_file():
-            with self._open(self.directory / SINGLE) as tensors:
-                files = dict.fromkeys(tensors.keys(), self.directory / SINGLE)
-        else:
+        single, index = self.directory / SINGLE, self.directory / INDEX
+        if single.is_file():
+            with self._open(single) as tensors:
+                return dict.fromkeys(tensors.keys(), single)
+        if not index.is_file():
             pickled = sorted(path.name for path in self.directory.glob("*.bin"))
             hint = f" {pickled[0]} is a pickle, which Assay never loads: convert it to safetensors." if pickled else ""
             raise UsageError(f"{self.directory}: no {SINGLE} and no {INDEX}.{hint}")
+        files = {name: self.directory / file for name, file in _weight_map(index).items()}
         for missing in sorted({path for path in files.values() if not path.is_file()}):
             raise IntegrityError(f"{missing}: named by {INDEX} but not there; the download is not complete.")
         return files
@@ -77,25 +73,34 @@ class Checkpoint:
         return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
 
     def weight(self, module: str) -> Tensor:
-        """A module's weight as float32; the head of tied embeddings is the embedding."""
-        return self.tensor(f"{module}.weight")
+        """The weight of a Linear or of the embedding as float32 [out, in]; the head of tied embeddings is the embedding."""
+        sizes = {linear.name: (linear.out_features, linear.in_features) for linear in self.shape.linears}
+        sizes[self.shape.architecture.embedding] = (self.shape.vocabulary, self.shape.hidden_size)
+        return self.tensor(f"{module}.weight", sizes[module])
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor as float32, checked to be finite."""
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor as float32, checked to be of this shape and finite."""
         head = f"{self.shape.architecture.head}.weight"
         if name == head and name not in self.files and self.shape.tied_embeddings:
             name = f"{self.shape.architecture.embedding}.weight"
-        values = self._read(name).float()
+        stored = self._read(name)
+        if tuple(stored.shape) != shape:
+            raise IntegrityError(
+                f"{self.files[name]}: the tensor {name} has the shape {list(stored.shape)}, but config.json makes it "
+                f"{list(shape)}; they do not belong together."
+            )
+        if stored.dtype not in _FLOATS:
+            raise NotSupportedError(
+                f"{self.files[name]}: the tensor {name} is stored as {str(stored.dtype).removeprefix('torch.')}, as in a "
+                "quantized checkpoint; start from the original float weights."
+            )
+        values = stored.float()
         if not bool(torch.isfinite(values).all()):
             bad = int((~torch.isfinite(values)).sum())
             raise AssayError(
                 f"{self.files[name]}: the tensor {name} holds {bad} values that are NaN or infinite; the checkpoint is damaged."
             )
         return values
-
-    def names_below(self, prefix: str) -> list[str]:
-        """Names of the tensors of one module and what is inside it."""
-        return sorted(name for name in self.files if name.startswith(f"{prefix}."))
 
     def stored(self, name: str) -> Tensor:
         """One tensor in the dtype it is stored in."""
@@ -105,6 +110,8 @@ class Checkpoint:
         if name not in self.files:
             raise IntegrityError(f"{self.directory}: the tensor {name} is missing from the checkpoint.")
         with self._open(self.files[name]) as tensors:
+            if name not in set(tensors.keys()):
+                raise IntegrityError(f"{self.files[name]}: lacks the tensor {name}, which {INDEX} places there.")
             return tensors.get_tensor(name)
 
     def _open(self, path: Path) -> Any:
@@ -114,3 +121,13 @@ class Checkpoint:
             raise IntegrityError(
                 f"{path}: not a complete safetensors file ({error}); fetch the model again."
             ) from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name → file name of a sharded checkpoint."""
+    content = read_json(index)
+    placed = content.get("weight_map") if isinstance(content, dict) else None
+    names = list(placed.values()) if isinstance(placed, dict) else [None]
+    if not all(isinstance(name, str) and name == PurePosixPath(name).name for name in names):
+        raise IntegrityError(f"{index}: damaged: weight_map does not name a file beside it for each tensor.")
+    return cast(dict[str, str], placed)

@@ -15,6 +15,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from assay.errors import AssayError
 from assay.models.checkpoint import Checkpoint
 
 
@@ -37,12 +38,18 @@ class Decoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.architecture = checkpoint.shape.architecture
-        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
-        config.use_cache = False
-        with init_empty_weights(include_buffers=False):
-            self._skeleton = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation="sdpa"
-            ).eval()
+        try:
+            config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
+            config.use_cache = False
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        except Exception as error:
+            # Any kind: what transformers raises for a wrong value depends on which value it is.
+            raise AssayError(
+                f"{checkpoint.directory}: transformers cannot build the model that config.json describes "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        self._skeleton = model.eval()
         self._layers = cast(nn.ModuleList, self._skeleton.get_submodule(self.architecture.layers))
 
     @property
@@ -85,10 +92,8 @@ class Decoder:
     def _loaded(self, empty: nn.Module, name: str) -> nn.Module:
         module = copy.deepcopy(empty)
         state = {
-            full.removeprefix(f"{name}."): self.checkpoint.tensor(full) for full in self.checkpoint.names_below(name)
+            key: self.checkpoint.tensor(f"{name}.{key}", tuple(parameter.shape))
+            for key, parameter in module.state_dict().items()
         }
-        expected = set(module.state_dict())
-        module.load_state_dict(
-            {key: value for key, value in state.items() if key in expected}, strict=True, assign=True
-        )
+        module.load_state_dict(state, strict=True, assign=True)
         return module.requires_grad_(False)

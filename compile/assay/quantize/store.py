@@ -61,6 +61,7 @@ class LayerStore:
             }
         with atomic_path(self.path(index)) as temporary:
             save_file(tensors, temporary, metadata={"modules": json.dumps(facts, sort_keys=True)})
+            temporary.chmod(0o644)
 
     def read(self, index: int) -> dict[str, QuantizedModule]:
         """The modules of one layer by full name."""
@@ -68,7 +69,7 @@ class LayerStore:
             with safe_open(self.path(index), framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["modules"])
                 return {name: _module(file, name, fact) for name, fact in facts.items()}
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"{self.path(index)}: damaged ({error}); remove it and run again.") from error
 
 

@@ -12,6 +12,8 @@ from assay_evals.runtimes.base import Runtime
 _GRAM = 13
 _MOST_OVERLAP = 0.01
 _SAMPLE_DOCUMENTS = 5
+_DECODED_TOKENS = 24
+_LEAST_DECODED = 0.9
 _SAMPLE_CHARACTERS = 2000
 
 
@@ -48,6 +50,26 @@ def disjoint_texts(calibration: Iterable[Sequence[int]], evaluation: Iterable[Se
         passed=share <= _MOST_OVERLAP,
         detail=f"{share:.2%} of its {len(grams)} sequences of {_GRAM} tokens stand in the calibration text; at most {_MOST_OVERLAP:.0%} may.",
     )
+
+
+def decode_path(runtime: Runtime, prompts: Sequence[Sequence[int]], end_token: int | None) -> Check:
+    """Generating token by token must give what one pass over the same tokens gives.
+
+    Scores come from passes over whole windows; a kernel that is broken for single tokens only would not show in them. A few
+    near-ties may fall differently.
+    """
+    agreed = compared = 0
+    for prompt in prompts:
+        generated = runtime.generate(list(prompt), _DECODED_TOKENS).tokens
+        scores = runtime.logits([*prompt, *generated[:-1]])
+        for token, expected in zip(generated, scores[len(prompt) - 1 :].argmax(-1), strict=True):
+            if int(expected) == end_token:
+                break
+            agreed += token == int(expected)
+            compared += 1
+    share = agreed / compared if compared else 1.0
+    detail = f"{agreed} of {compared} tokens generated one by one are the first choice of a pass over the same text."
+    return Check(name="decode path", passed=share >= _LEAST_DECODED, detail=detail)
 
 
 def _grams(tokens: Sequence[int]) -> Iterable[tuple[int, ...]]:

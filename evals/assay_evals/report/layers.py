@@ -22,24 +22,25 @@ WORST = 5
 
 @dataclass(frozen=True)
 class Layer:
-    """One module as compiled; relative_error is ‖W − Ŵ‖ / ‖W‖ as the manifest defines it, or None when not known."""
+    """One module as compiled; relative_error: squared output error over squared output on the calibration text."""
 
     name: str
     scheme: str
-    group_size: str
+    group_size: int | str | None
     relative_error: float | None
     bits_per_weight: float | None
 
     @property
     def precision(self) -> str:
-        return self.scheme if self.group_size in ("", "None") else f"{self.scheme}, groups of {self.group_size}"
+        if self.scheme == "none":
+            return "unquantized"
+        if self.group_size is None:
+            return self.scheme
+        return f"{self.scheme}, {'per channel' if self.group_size == 'channel' else f'groups of {self.group_size}'}"
 
     @property
     def summary(self) -> str:
-        error = (
-            "error not measured" if self.relative_error is None else f"relative error {100 * self.relative_error:.2f}%"
-        )
-        return f"{self.name}: {self.precision}, {error}"
+        return f"{self.name}: {self.precision}, error {percent(self.relative_error)}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def read_layers(manifest: Mapping[str, Any]) -> list[Layer]:
         Layer(
             name=str(entry["name"]),
             scheme=str(entry.get("scheme", "unknown")),
-            group_size=str(entry.get("group_size", "")),
+            group_size=entry.get("group_size"),
             relative_error=entry.get("relative_error"),
             bits_per_weight=entry.get("bits_per_weight"),
         )
@@ -112,6 +113,11 @@ def chart_layers(layers: Sequence[Layer]) -> Layers:
     )
 
 
+def percent(error: float | None) -> str:
+    """An error with two significant digits, as modules differ by orders of magnitude."""
+    return "not measured" if error is None else f"{100 * error:.2g}%"
+
+
 def _by_error(layer: Layer) -> tuple[float, str]:
     return -(layer.relative_error or 0.0), layer.name
 
@@ -126,8 +132,7 @@ def _strip(kind: str, members: dict[int, list[Layer]], blocks: range, scale: flo
         titles.append(worst.summary if worst else f"block {block}: none")
         classes.append("usual" if worst and worst.precision == usual else "other")
     largest = max((height for height in heights if height is not None), default=None)
-    shown = "not measured" if largest is None else f"{100 * largest:.1f}%"
-    return Strip(kind, bars(heights, scale, titles, classes), shown)
+    return Strip(kind, bars(heights, scale, titles, classes), percent(largest))
 
 
 def _precisions(layers: Sequence[Layer], usual: str) -> tuple[Precision, ...]:

@@ -19,7 +19,7 @@ from assay_evals import wording
 from assay_evals.disagreements import mean_divergence, worst_disagreements
 from assay_evals.evidence import Evidence
 from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
-from assay_evals.report.layers import chart_layers, read_layers
+from assay_evals.report.layers import chart_layers, percent, read_layers
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -112,6 +112,7 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         environment=_flat(evidence.header.environment),
         lock=_clip(json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False, default=str), LONGEST_JSON),
         shorten=lambda text: _clip(text, LONGEST_TEXT),
+        percent=percent,
     )
 
 
@@ -182,7 +183,7 @@ def _tradeoff(verdict: Verdict, evidence: Evidence) -> Markup:
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Nested JSON as (innermost name, text) pairs, in the order it has."""
     if not isinstance(value, dict):
-        return [(name, str(value))]
+        return [(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
     return [pair for key, item in value.items() for pair in _flat(item, str(key))]
 
 

@@ -29,6 +29,7 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         title_justify="left",
         box=None,
         pad_edge=False,
+        collapse_padding=True,
         header_style="dim",
     )
     table.add_column("metric", min_width=14)
@@ -37,7 +38,7 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
     table.add_column("verdict", no_wrap=True)
     for row in verdict.gates:
         limit = limit_of(row.criterion)
-        asked = f"{'≥' if limit.at_least else '≤'} {wording.difference(row.metric, limit.value)}"
+        asked = f"{'≥' if limit.at_least else '≤'} {wording.bare_number(row.metric, limit.value)}"
         table.add_row(*_cells(row, asked, limit.value), _outcome(row.verdict))
     rows = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)] if reported else []
     for row in rows:

@@ -95,5 +95,6 @@ def generate_text(name: str, directory: Path, prompt: str, new_tokens: int) -> C
     runtime = open_runtime(name, directory)
     generated = runtime.generate(runtime.encode(prompt), new_tokens)
     seconds = generated.token_seconds
-    rate = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else None
-    return Continuation(prompt, runtime.decode(list(generated.tokens)), seconds[0], rate)
+    first, last = min(seconds), max(seconds)
+    rate = (len(seconds) - 1) / (last - first) if len(seconds) > 1 else None
+    return Continuation(prompt, runtime.decode(list(generated.tokens)), first, rate)

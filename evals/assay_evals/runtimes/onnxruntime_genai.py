@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime_genai as og
+import onnxruntime_genai
 from numpy.typing import NDArray
 
-from assay.errors import AssayError
+from assay.errors import AssayError, IntegrityError
 from assay.files import read_json
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
+
+# The package loads its names from a compiled module at run time: the type checker cannot see them.
+og: Any = onnxruntime_genai
 
 
 class OnnxRuntimeGenaiRuntime:
@@ -21,10 +24,12 @@ class OnnxRuntimeGenaiRuntime:
     def __init__(self, directory: Path) -> None:
         og.disable_telemetry_events()
         self.name = runtime_version("onnxruntime-genai")
-        self.context_length = int(read_json(directory / "genai_config.json")["model"]["context_length"])
         try:
+            self.context_length = int(read_json(directory / "genai_config.json")["model"]["context_length"])
             self._model = og.Model(str(directory))
             self._tokenizer = og.Tokenizer(self._model)
+        except IntegrityError:
+            raise
         except Exception as error:
             raise AssayError(f"{directory}: onnxruntime-genai cannot load it: {error}") from error
 
@@ -35,8 +40,8 @@ class OnnxRuntimeGenaiRuntime:
         return str(self._tokenizer.decode(np.array(tokens, dtype=np.int32)))
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        check_length(len(tokens), 1, self.context_length)
-        generator = self._generator(len(tokens) + 1)
+        check_length(len(tokens), 0, self.context_length)
+        generator = self._generator(len(tokens))
         generator.append_tokens(np.array([tokens], dtype=np.int32))
         return np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
 

@@ -1,17 +1,22 @@
 """Hugging Face directories, run by transformers on the CPU in float32: the oracle, exact and slow.
 
-compressed-tensors checkpoints are loaded by transformers itself, which needs the package compressed-tensors.
+compressed-tensors checkpoints are dequantized by the package compressed-tensors, in float32, so that the model's weights are
+exactly what the files say. transformers' own loading is no oracle (5.23 with compressed-tensors 0.20): with `dequantize=True` it
+multiplies in the scales' bfloat16 and reads every module by one group's scheme, without it it cannot read packed zero points.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from assay.errors import AssayError
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
@@ -23,11 +28,9 @@ class TransformersRuntime:
     def __init__(self, directory: Path) -> None:
         self.name = runtime_version("transformers")
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
-            ).eval()
+            self._model = _load(directory).eval()
             self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise AssayError(f"{directory}: transformers cannot load it: {error}") from error
         self.context_length = int(self._model.config.max_position_embeddings)
 
@@ -56,3 +59,32 @@ class TransformersRuntime:
             seconds.append(time.perf_counter() - started)
             step = torch.tensor([[token]])
         return Generated(tuple(tokens), tuple(seconds))
+
+
+def _load(directory: Path) -> Any:
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    settings: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+    if getattr(config, "quantization_config", None) is None:
+        model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **settings)
+    else:
+        weights = _dequantized(directory)
+        del config.quantization_config
+        model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None, config=config, state_dict=weights, output_loading_info=True, **settings
+        )
+    # transformers makes up random weights for those that it does not find.
+    if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+        raise ValueError(f"its tensors are not the model's: {', '.join(lost[:5])}")
+    return model
+
+
+def _dequantized(directory: Path) -> dict[str, torch.Tensor]:
+    """Every weight of a compressed-tensors checkpoint by name, the quantized ones dequantized in float32."""
+    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors |= load_file(path)
+    # It multiplies in the scales' dtype, and bfloat16 products are rounded.
+    tensors = {name: value.float() if name.endswith(".weight_scale") else value for name, value in tensors.items()}
+    return CompressedTensorsDequantizer(directory, dtype=torch.float32).validate(tensors)

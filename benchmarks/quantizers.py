@@ -1,0 +1,109 @@
+"""How far quantized models are from the float model, and how long and how much memory quantizing takes.
+
+    .venv/bin/python benchmarks/quantizers.py MODEL_DIRECTORY CALIBRATION_TEXT EVALUATION_TEXT [--jobs rtn,gptq,gptq-corrected]
+
+Every job quantizes the same model on the same calibration tokens in a fresh process, jobs in turn, --rounds times; the divergence
+is measured in float32 with the dequantized weights put into the model. Prints one JSON line per job and round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SCHEMES = ("W4A16", "W4A16_ASYM")
+JOBS = {
+    "rtn": {"method": "rtn", "range": "minmax"},
+    "rtn-weighted": {"method": "rtn", "range": "activation_weighted"},
+    "gptq": {"method": "gptq", "correction": 0.0},
+    "gptq-corrected": {"method": "gptq"},
+}
+
+
+def plain_text(path: Path) -> str:
+    """WikiText's tokenized joins undone."""
+    text = path.read_text(encoding="utf-8")
+    for joined, plain in ((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")):
+        text = text.replace(joined, plain)
+    return text
+
+
+def run_job(arguments: argparse.Namespace) -> None:
+    """Quantize once and measure, in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from assay.host import cores
+    from assay.models.checkpoint import Checkpoint
+    from assay.progress import Progress
+    from assay.quantize.model import quantize_model
+    from assay.quantize.store import LayerStore
+    from assay.recipe import Gptq, Rtn
+    from assay_evals.quality.divergence import divergence
+
+    torch.set_num_threads(cores())
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+
+    def windows(path: Path, count: int) -> torch.Tensor:
+        ids = tokenizer(plain_text(path), return_tensors="pt", verbose=False).input_ids[0]
+        return ids[: count * arguments.length].view(count, arguments.length)
+
+    job = JOBS[arguments.job] | {"scheme": arguments.scheme, "group_size": arguments.group_size}
+    settings = (Gptq if job["method"] == "gptq" else Rtn).model_validate(job)
+    with tempfile.TemporaryDirectory() as directory:
+        store = LayerStore(Path(directory))
+        checkpoint = Checkpoint(arguments.model)
+        tokens = windows(arguments.calibration, arguments.samples)
+        started = time.perf_counter()
+        quantize_model(checkpoint, tokens, settings, store, Progress())
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        models = [AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval() for _ in range(2)]
+        for index in range(checkpoint.shape.layers + 1):
+            for name, module in (store.read(index) if store.holds(index) else {}).items():
+                models[1].get_submodule(name).weight.data = module.weight.dequantize()
+    kl: list[float] = []
+    agreed: list[int] = []
+    with torch.inference_mode():
+        for window in windows(arguments.evaluation, arguments.windows):
+            before, after = (model(window[None]).logits[0].numpy() for model in models)
+            found = divergence(before, after, tuple(window.tolist()))
+            kl += found.kl
+            agreed += found.agreed
+    result = {"job": arguments.job, "scheme": arguments.scheme, "group_size": arguments.group_size}
+    result |= {"kl_mean": sum(kl) / len(kl), "top1_agreement": sum(agreed) / len(agreed)}
+    print(json.dumps(result | {"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--scheme", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        run_job(arguments)
+        return
+    for _ in range(arguments.rounds):
+        for scheme in arguments.schemes.split(","):
+            for job in arguments.jobs.split(","):
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--job", job, "--scheme", scheme], check=True)
+
+
+if __name__ == "__main__":
+    main()

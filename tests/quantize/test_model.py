@@ -1,0 +1,198 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from assay.models.checkpoint import Checkpoint
+from assay.progress import Progress
+from assay.quantize.model import accumulate, quantize_model
+from assay.quantize.schemes import assign_schemes
+from assay.quantize.store import LayerStore, QuantizedModule
+from assay.recipe import Quantize
+
+LAYERS = 2
+HEAD = [{"match": "lm_head", "scheme": "W8A16"}]
+
+
+def settings(**values: Any) -> Quantize:
+    defaults = {"method": "rtn", "scheme": "W4A16", "group_size": 32}
+    return TypeAdapter(Quantize).validate_json(json.dumps(defaults | values))
+
+
+def tokens(samples: int = 6, length: int = 40) -> torch.Tensor:
+    return torch.randint(0, 512, (samples, length), generator=torch.Generator().manual_seed(5))
+
+
+def quantize(model: Path, chosen: Quantize, directory: Path) -> dict[str, QuantizedModule]:
+    checkpoint, store = Checkpoint(model), LayerStore(directory)
+    quantize_model(checkpoint, tokens(), chosen, store, Progress())
+    held = [store.read(index) for index in range(LAYERS + 1) if store.holds(index)]
+    return {name: module for modules in held for name, module in modules.items()}
+
+
+def file_bytes(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+def test_statistics_are_sums_over_all_batches() -> None:
+    generator = torch.Generator().manual_seed(1)
+    quantized = [torch.randn(rows, 24, generator=generator) for rows in (50, 50, 13)]
+    original = [batch + 0.1 * torch.randn(batch.shape, generator=generator) for batch in quantized]
+    found = accumulate(quantized, original)
+    seen, wanted = torch.cat(quantized).double(), torch.cat(original).double()
+    assert found.drift is not None
+    np.testing.assert_allclose(found.gram, seen.T @ seen, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found.drift, (wanted - seen).T @ seen, rtol=1e-5, atol=1e-4)
+    assert found.tokens == 113
+    assert accumulate(quantized, None).drift is None
+
+
+def slow_reference(model: Path, chosen: Quantize, naive: Any) -> dict[str, tuple[Any, np.ndarray, np.ndarray, list[int]]]:
+    """One Linear after another: run the whole model, take what reaches the Linear, replace its weight, start again."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Checkpoint(model)
+    float_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    schemes = assign_schemes(chosen, checkpoint.shape).schemes
+    results: dict[str, tuple[Any, np.ndarray, np.ndarray, list[int]]] = {}
+    for linear in checkpoint.shape.linears:
+        if linear.name not in schemes:
+            continue
+        scheme, module = schemes[linear.name], float_model.get_submodule(linear.name)
+        seen: list[torch.Tensor] = []
+        hook = module.register_forward_pre_hook(lambda _module, inputs, seen=seen: seen.append(inputs[0]))
+        with torch.no_grad():
+            float_model(tokens(), use_cache=False)
+        hook.remove()
+        inputs = seen[0].flatten(0, 1).double().numpy()
+        gram = inputs.T @ inputs
+        weight = module.weight.detach().double().numpy()
+        power = gram.diagonal() / len(inputs)
+        grid = naive.grid(weight, scheme.bits, scheme.symmetric, scheme.group_size, chosen.range, power)
+        if chosen.method == "rtn":
+            codes = naive.round_to_nearest(weight, grid)
+            rounded = weight / np.repeat(grid.scales, weight.shape[1] // grid.scales.shape[1], axis=1)
+            order = list(range(weight.shape[1]))
+        else:
+            codes, rounded, order = naive.gptq(weight, grid, gram, chosen.damping)
+        # The head of a tied model is the embedding, which stays as it is.
+        values = torch.tensor(naive.values(codes, grid), dtype=torch.float32)
+        module.weight = torch.nn.Parameter(values, requires_grad=False)
+        results[linear.name] = (grid, codes, rounded, order)
+    return results
+
+
+CASES = {
+    "round to nearest": {"method": "rtn", "overrides": HEAD},
+    "round to nearest, asymmetric": {"method": "rtn", "scheme": "W4A16_ASYM", "group_size": 64},
+    "GPTQ": {"method": "gptq", "correction": 0.0, "overrides": HEAD},
+    "GPTQ, asymmetric, two schemes in a group": {
+        "method": "gptq",
+        "correction": 0.0,
+        "scheme": "W4A16_ASYM",
+        "overrides": [{"match": "*.v_proj", "scheme": "W8A16"}, {"match": "*.0.mlp.down_proj", "scheme": "none"}],
+    },
+}
+
+
+def matches_reference(model: Path, case: dict[str, Any], directory: Path, naive: Any) -> None:
+    chosen = settings(**case)
+    found, expected = quantize(model, chosen, directory), slow_reference(model, chosen, naive)
+    assert set(found) == set(expected)
+    for name, (grid, codes, rounded, order) in expected.items():
+        weight = found[name].weight
+        np.testing.assert_allclose(weight.scales, grid.scales, rtol=1e-6, err_msg=name)
+        if weight.zero_points is not None:
+            np.testing.assert_array_equal(weight.zero_points, grid.zero_points, err_msg=name)
+        assert naive.differ_only_at_ties(weight.codes.numpy(), codes, rounded, order), name
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_model_is_quantized_as_by_a_slow_reference(
+    tiny_model: Callable[[str], Path], naive: Any, tmp_path: Path, case: dict[str, Any]
+) -> None:
+    matches_reference(tiny_model("llama"), case, tmp_path, naive)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_family_is_quantized_as_by_a_slow_reference(
+    tiny_model: Callable[[str], Path], naive: Any, tmp_path: Path, family: str, case: dict[str, Any]
+) -> None:
+    matches_reference(tiny_model(family), case, tmp_path, naive)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_killed_job_ends_with_the_same_bytes(
+    tiny_model: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    chosen = settings(method="gptq", scheme="W4A16_ASYM", overrides=HEAD)
+    quantize(tiny_model(family), chosen, tmp_path / "whole")
+    whole = file_bytes(tmp_path / "whole")
+    assert len(whole) == LAYERS + 1
+    for finished in range(LAYERS + 1):
+        directory = tmp_path / f"after {finished}"
+        directory.mkdir()
+        for name in sorted(whole)[:finished]:
+            (directory / name).write_bytes(whole[name])
+        quantize(tiny_model(family), chosen, directory)
+        assert file_bytes(directory) == whole
+
+
+def test_a_finished_job_is_left_alone(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    chosen = settings(method="rtn")
+    quantize(tiny_model("llama"), chosen, tmp_path)
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    quantize(tiny_model("llama"), chosen, tmp_path)
+    assert {path.stat().st_mtime for path in tmp_path.iterdir()} == {1}
+
+
+def test_correction_brings_the_whole_model_closer_and_no_correction_measures_no_drift(
+    tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Measured on the calibration text itself, where undoing earlier errors must help."""
+    from transformers import AutoModelForCausalLM
+
+    float_model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).eval()
+    with torch.no_grad():
+        wanted = float_model.model(tokens()).last_hidden_state
+
+    def distance(correction: float) -> float:
+        model = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32).eval()
+        chosen = settings(method="gptq", correction=correction)
+        for name, module in quantize(tiny_model("llama"), chosen, tmp_path / str(correction)).items():
+            model.get_submodule(name).weight.data = module.weight.dequantize()
+        with torch.no_grad():
+            return float(((model.model(tokens()).last_hidden_state - wanted) ** 2).mean())
+
+    assert distance(1.0) < distance(0.0)
+
+
+def test_reported_errors_are_relative_to_the_output(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    """The first Linears see the float model's own inputs, so their errors can be measured directly."""
+    from transformers import AutoModelForCausalLM
+
+    found = quantize(tiny_model("mistral"), settings(method="rtn"), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model("mistral"), dtype=torch.float32).eval()
+    name = "model.layers.0.self_attn.k_proj"
+    seen: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(tokens())
+    weight = model.get_submodule(name).weight.detach().double()
+    inputs = seen[0].flatten(0, 1).double()
+    difference = weight - found[name].weight.dequantize().double()
+    expected = float(((inputs @ difference.T) ** 2).sum() / ((inputs @ weight.T) ** 2).sum())
+    error = found[name].relative_error
+    assert error is not None
+    np.testing.assert_allclose(error, expected, rtol=1e-4)
+    assert found[name].damping is None
+    assert 0.0 < error < 0.1
