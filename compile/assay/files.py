@@ -70,18 +70,19 @@ def explain_disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number in _NO_SPACE or _NO_SPACE_WORDS.search(str(error)):
+        system = error if isinstance(error, OSError) else OSError()
+        if system.errno in _NO_SPACE or _NO_SPACE_WORDS.search(str(error)):
             raise AssayError(
                 f"{path}: no space left on this disk. Nothing was left half-written; free some space and run the same "
                 "command again: finished work is kept."
             ) from error
-        if number in _NO_ACCESS:
+        if system.errno in _NO_ACCESS:
             # What was refused may be a file that is only read, somewhere else.
-            named = Path(error.filename) if isinstance(error.filename, str) else path
+            refused = system.filename2 or system.filename
+            named = Path(refused) if isinstance(refused, str) else path
             place = path if named.is_relative_to(path.parent) else named
             raise AssayError(
-                f"{place}: cannot be written or read ({error.strerror}). Choose a place that you have access to."
+                f"{place}: cannot be written or read ({system.strerror}). Choose a place that you have access to."
             ) from error
         raise
 
@@ -136,7 +137,7 @@ def atomic_path(path: Path) -> Generator[Path]:
             temporary.replace(path)
             sync_directory(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _give_up(temporary)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -160,7 +161,13 @@ def atomic_directory(destination: Path) -> Generator[Path]:
             sync_tree(temporary)
             replace_directory(temporary, destination)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _give_up(temporary)
+
+
+def _give_up(temporary: Path) -> None:
+    """Remove a temporary that may be left; what hinders this hindered the writing before, and that error is the one to show."""
+    with contextlib.suppress(OSError):
+        remove(temporary)
 
 
 def replace_directory(source: Path, destination: Path) -> None:
@@ -188,7 +195,7 @@ def point_link(link: Path, target: Path) -> None:
             temporary.replace(link)
             sync_directory(link.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _give_up(temporary)
 
 
 def unsafe_name(name: str) -> str | None:

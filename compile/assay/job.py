@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from transformers import AutoTokenizer
 
 from assay.calibration import calibration_tokens, tokens_digest
 from assay.errors import AssayError
-from assay.files import FORBIDDEN_SUFFIXES, canonical_json, sha256_bytes, sha256_file
+from assay.files import canonical_json, sha256_bytes, sha256_file
 from assay.host import cores, cpu_facts, package_versions
 from assay.models.checkpoint import Checkpoint
 from assay.models.gguf_convert import convert_gguf
-from assay.models.source import Located, locate
+from assay.models.source import HUB_PATTERNS, Located, locate
 from assay.recipe import Recipe
 from assay.text import Document, load_documents, texts_digest
 from assay.workspace import Stage, Workspace
@@ -132,11 +133,11 @@ def source_stage(gguf: Path) -> Stage:
 
 
 def _directory_digest(directory: Path) -> str:
-    """Digest of the files of a model that Assay reads; what it never reads does not count."""
+    """Digest of the files that make a model; a README or a log beside them does not count."""
     digests = {
         path.name: sha256_file(path)
-        for path in sorted(directory.iterdir())
-        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in FORBIDDEN_SUFFIXES
+        for path in directory.iterdir()
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HUB_PATTERNS)
     }
     return sha256_bytes(canonical_json(sorted(digests.items())))
 

@@ -131,7 +131,7 @@ class Gptq(Scheme):
     damping: Annotated[float, Field(gt=0, le=1, description="fraction of the mean diagonal of the Gram matrix")] = 0.01
     correction: Annotated[
         float, Field(ge=0, le=1, description="share of the way towards weights that undo the errors of earlier layers")
-    ] = 0.25
+    ] = 0.5
 
 
 Quantize = Annotated[Rtn | Gptq, Field(discriminator="method")]

@@ -94,7 +94,8 @@ class Output:
         if outcome.receipt:
             self.published(outcome.receipt)
         else:
-            sys.stdout.write(f"published  no: {outcome.refused or 'the recipe does not ask for it'}\n")
+            reason = f"the verdict is {outcome.verdict.verdict}" if outcome.refused else "it was not asked for"
+            sys.stdout.write(f"published  no: {reason}\n")
 
     def _say_verdict(self, verdict: Verdict) -> None:
         colour = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}.get(

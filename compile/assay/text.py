@@ -134,15 +134,26 @@ def _content(value: Any, place: str, field: str) -> str | Messages:
 
 def _hub_dataset(source: HubDataset) -> list[Document]:
     try:
-        from datasets import load_dataset
+        from datasets import load_dataset_builder
+        from huggingface_hub import HfApi
     except ImportError as error:
         raise UsageError("hf: data sets need the extra `datasets`: pip install 'assay[datasets]'.") from error
     try:
+        commit = source.revision
+        if commit and not re.fullmatch(r"[0-9a-f]{40}", commit):
+            commit = HfApi().dataset_info(source.name, revision=commit).sha
         # With its full address: a bare name may be taken for a directory here.
-        address = f"hf://datasets/{source.name}"
-        rows = load_dataset(address, source.config, split=source.split, revision=source.revision)
+        builder = load_dataset_builder(f"hf://datasets/{source.name}", source.config, revision=commit)
+        builder.download_and_prepare()
+        rows: Any = builder.as_dataset(split=source.split)
     except Exception as error:
         raise AssayError(f"the data set {source.name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if commit and builder.hash != commit:
+        # Without the Hub, datasets takes the latest version that it has.
+        raise AssayError(
+            f"the data set {source.name}: the Hub cannot be reached, and the local cache gives another revision than "
+            f"{source.revision}. Fetch it where there is a network."
+        )
     if source.field not in rows.column_names:
         raise UsageError(f"{source.name}: there is no field {source.field!r}; it has: {', '.join(rows.column_names)}.")
     return [

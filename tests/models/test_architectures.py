@@ -148,7 +148,7 @@ def test_reads_a_configuration(tiny_model: Callable[[str], Path]) -> None:
 
 
 def test_a_directory_without_configuration_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no config.json; expected a Hugging Face model directory"):
+    with pytest.raises(UsageError, match=r"no config\.json; expected a Hugging Face model directory"):
         read_config(tmp_path)
 
 

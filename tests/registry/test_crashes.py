@@ -95,7 +95,10 @@ def test_a_publish_killed_at_any_step_leaves_a_sound_registry(make_run: MakeRun,
     assert seen == {before, after}
 
 
-def test_the_first_publish_killed_at_any_step_can_be_done_again(run: Path, tmp_path: Path, helpers: Any) -> None:
+def test_the_first_publish_killed_at_any_step_can_be_done_again(
+    make_run: MakeRun, tmp_path: Path, helpers: Any
+) -> None:
+    run = make_run(files={"model.onnx": b"graph"})
     for number in range(1, 1000):
         store = tmp_path / f"store{number}"
 

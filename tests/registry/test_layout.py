@@ -40,8 +40,9 @@ def test_what_is_not_a_registry(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a registry"):
         Layout.create(tmp_path / "notes.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    with pytest.raises(NotSupportedError, match="a directory only"):
-        Layout.create("oci://registry.example/models")
+    for location in ("oci://registry.example/models", Path("s3://bucket/models")):
+        with pytest.raises(NotSupportedError, match="a directory only"):
+            Layout.create(location)
 
 
 def test_other_versions_are_refused(layout: Layout) -> None:

@@ -52,6 +52,9 @@ class SteppedLayer:
 
     def outputs(self) -> list[Tensor]:
         """The layer's outputs; every batch must have reached the end."""
+        for waiting in self._waiting:
+            if isinstance(waiting, tuple):
+                raise RuntimeError(f"expected the layer to reach the end, but it reached {waiting[0]}")
         for handle in self._handles:
             handle.remove()
         return [waiting for waiting in self._waiting if isinstance(waiting, Tensor)]

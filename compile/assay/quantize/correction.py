@@ -1,8 +1,8 @@
 """Move weights towards those that undo the errors which earlier, already quantized layers left in the inputs.
 
 A layer of the float model computes W·x; the same layer of the quantized model sees x̃. The ridge regression of the float outputs
-on x̃ is W·(XᵀX̃)(X̃ᵀX̃ + λI)⁻¹. Going all the way fits the noise of the calibration text; a quarter of the way lowers the
-divergence (measured: docs/benchmarks.md).
+on x̃ is W·(XᵀX̃)(X̃ᵀX̃ + λI)⁻¹. Here the ridge pulls towards W instead of towards zero. Going all the way fits the noise of the
+calibration text; half of the way lowers the divergence most (measured: docs/benchmarks.md).
 """
 
 from __future__ import annotations

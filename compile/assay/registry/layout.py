@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import io
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Generator, Sequence
@@ -240,7 +241,8 @@ class Layout:
 
 
 def _local_path(location: Path | str) -> Path:
-    if "://" in str(location):
+    # One slash: a Path has lost the other.
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(location)):
         raise NotSupportedError(
             f"{location}: this version publishes to a directory only, an OCI image layout. Give its path."
         )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from assay.errors import AssayError
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
@@ -62,6 +63,7 @@ class TransformersRuntime:
 
 
 def _load(directory: Path) -> Any:
+    logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     settings: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     if getattr(config, "quantization_config", None) is None:

@@ -1,0 +1,118 @@
+"""Baselines and quantized modules of the tiny models, each made once, and the model that every artifact has to equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from assay.models.checkpoint import Checkpoint
+from assay.progress import Progress
+from assay.quantize.model import quantize_model
+from assay.quantize.store import LayerStore, QuantizedModule
+from assay.recipe import Recipe
+from assay.targets import TargetModule, load_target
+from assay.targets.realized import Realization
+
+TOKENS = torch.randint(1, 512, (4, 32), generator=torch.Generator().manual_seed(9))
+
+
+def make_recipe(target: dict[str, Any], **quantize: Any) -> Recipe:
+    values = {
+        "version": 1,
+        "name": "tiny",
+        "model": {"source": "./model"},
+        "calibration": {"source": "python-docs"},
+        "quantize": {"method": "rtn", "range": "minmax", "scheme": "W4A16", "group_size": 32} | quantize,
+        "target": target,
+        "evaluate": {"quality": [{"metric": "kl_divergence"}]},
+        "gate": {"kl_divergence": {"max": 0.1}},
+    }
+    return Recipe.model_validate_json(json.dumps(values))
+
+
+class Bench:
+    """Everything that goes into an artifact, kept for the whole session."""
+
+    def __init__(self, root: Path, models: Callable[[str], Path]) -> None:
+        self._root, self._models = root, models
+        self._baselines: dict[tuple[str, str], Path] = {}
+        self._modules: dict[tuple[str, str], dict[str, QuantizedModule]] = {}
+        self.names = iter(range(1 << 20))
+
+    def checkpoint(self, family: str) -> Checkpoint:
+        return Checkpoint(self._models(family))
+
+    def target(self, recipe: Recipe) -> TargetModule:
+        return load_target(recipe.target.format)
+
+    def fresh(self) -> Path:
+        return self._root / f"directory-{next(self.names)}"
+
+    def baseline(self, recipe: Recipe, family: str) -> Path:
+        key = (recipe.target.format, family)
+        if key not in self._baselines:
+            directory = self.fresh()
+            self.target(recipe).build_baseline(self.checkpoint(family), directory)
+            self._baselines[key] = directory
+        return self._baselines[key]
+
+    def modules(self, recipe: Recipe, family: str) -> dict[str, QuantizedModule]:
+        key = (recipe.quantize.model_dump_json(), family)
+        if key not in self._modules:
+            store = LayerStore(self.fresh())
+            checkpoint = self.checkpoint(family)
+            quantize_model(checkpoint, TOKENS, recipe.quantize, store, Progress())
+            held = [store.read(index) for index in range(checkpoint.shape.layers + 1) if store.holds(index)]
+            self._modules[key] = {name: module for layer in held for name, module in layer.items()}
+        return dict(self._modules[key])
+
+    def build(
+        self, recipe: Recipe, family: str, modules: dict[str, QuantizedModule] | None = None
+    ) -> tuple[Path, Realization]:
+        directory = self.fresh()
+        chosen = self.modules(recipe, family) if modules is None else modules
+        baseline = self.baseline(recipe, family)
+        checkpoint = self.checkpoint(family)
+        return directory, self.target(recipe).build_candidate(checkpoint, chosen, recipe, baseline, directory)
+
+    def expected_logits(self, recipe: Recipe, family: str, tokens: list[int]) -> NDArray[np.float32]:
+        """What transformers' float32 model says with the quantizer's numbers as its weights."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self._models(family), dtype=torch.float32).eval()
+        for name, module in self.modules(recipe, family).items():
+            # A new parameter: the head of a tied model shares the embedding's, which stays as it is.
+            weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)
+            model.get_submodule(name).weight = weight
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+@pytest.fixture(scope="session")
+def bench(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path], make_model: Callable[..., Path]
+) -> Bench:
+    root = tmp_path_factory.mktemp("targets")
+
+    def models(name: str) -> Path:
+        """ "llama", or "llama.float16" for another dtype of the weights."""
+        family, _, dtype = name.partition(".")
+        if not dtype:
+            return tiny_model(family)
+        path = root / name
+        return path if path.is_dir() else make_model(path, family, dtype=dtype)
+
+    return Bench(root, models)
+
+
+@pytest.fixture(scope="session")
+def recipe_for() -> Callable[..., Recipe]:
+    """A recipe for a target's settings; every other argument is one of `quantize`."""
+    return make_recipe

@@ -1,0 +1,183 @@
+"""What every target promises, for every family and scheme: the artifact is the quantizer's numbers, and it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from assay.errors import AssayError, NotSupportedError
+from assay.files import sha256_file
+from assay.models.architectures import ARCHITECTURES
+from assay.models.checkpoint import TOKENIZER_FILES
+from assay.quantize.schemes import assign_schemes
+from assay.recipe import Recipe
+from assay.targets import TARGETS
+from assay.targets.realized import verify
+from assay_evals.runtimes.base import open_runtime
+
+COMPRESSED = {"format": "compressed-tensors"}
+GENAI = {"format": "onnxruntime-genai", "accuracy_level": 0}
+# Its model builder takes 10 s for each family: slow.
+TARGET_ROWS = [
+    pytest.param(COMPRESSED, id="compressed-tensors"),
+    pytest.param(GENAI, id="onnxruntime-genai", marks=pytest.mark.slow),
+]
+FAMILY_ROWS = ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("mistral", "qwen2", "qwen3"))]
+SCHEMES = ["W4A16", "W4A16_ASYM", "W8A16"]
+GROUPS = [32, pytest.param(64, marks=pytest.mark.slow), "channel"]
+HEADS: dict[str, list[dict[str, Any]]] = {
+    "float head": [],
+    "8-bit head": [{"match": "lm_head", "scheme": "W8A16"}],
+}
+PROMPT = [5, 400, 17, 301, 77, 8, 9, 250, 33, 4, 511, 1]
+
+
+def close_to(expected: np.ndarray, share: float) -> Any:
+    return pytest.approx(expected, abs=share * float(np.abs(expected).max()), rel=0)
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("group_size", GROUPS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("family", FAMILY_ROWS)
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_an_artifact_holds_and_computes_the_quantizers_numbers(
+    bench: Any,
+    recipe_for: Callable[..., Recipe],
+    target: dict[str, Any],
+    family: str,
+    scheme: str,
+    group_size: int | str,
+    head: list[dict[str, Any]],
+) -> None:
+    recipe = recipe_for(target, scheme=scheme, group_size=group_size, overrides=head)
+    directory, realization = bench.build(recipe, family)
+    checkpoint, modules = bench.checkpoint(family), bench.modules(recipe, family)
+
+    stored = bench.target(recipe).read_back(directory, checkpoint.shape)
+    assert set(stored) == set(modules)
+    for name, module in modules.items():
+        assert torch.equal(stored[name].weight, module.weight.dequantize()), name
+        assert stored[name].bits == module.weight.scheme.bits
+
+    schemes = assign_schemes(recipe.quantize, checkpoint.shape).schemes
+    rows = {row["name"]: row["scheme"] for row in realization.layers}
+    assert rows == {linear.name: "none" for linear in checkpoint.shape.linears} | {
+        name: assigned.name for name, assigned in schemes.items()
+    }
+
+    runtime = open_runtime(TARGETS[recipe.target.format].runtime, directory)
+    expected = bench.expected_logits(recipe, family, PROMPT)
+    assert runtime.logits(PROMPT) == close_to(expected, 2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_other_dtypes_of_the_source_are_just_as_exact(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any], dtype: str
+) -> None:
+    family = f"llama.{dtype}"
+    recipe = recipe_for(target, scheme="W4A16_ASYM", overrides=HEADS["8-bit head"])
+    directory, _ = bench.build(recipe, family)
+    runtime = open_runtime(TARGETS[recipe.target.format].runtime, directory)
+    assert runtime.logits(PROMPT) == close_to(bench.expected_logits(recipe, family, PROMPT), 2e-6)
+
+
+@pytest.mark.parametrize("family", FAMILY_ROWS)
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_the_baseline_is_the_unquantized_model(
+    bench: Any, recipe_for: Callable[..., Recipe], tiny_model: Callable[[str], Path], target: dict[str, Any], family: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    recipe = recipe_for(target)
+    runtime = open_runtime(TARGETS[recipe.target.format].runtime, bench.baseline(recipe, family))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(family), dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(torch.tensor([PROMPT])).logits[0].numpy()
+    assert runtime.logits(PROMPT) == close_to(expected, 2e-6)
+
+
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_two_builds_are_the_same_bytes(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
+) -> None:
+    def digests(directory: Path) -> dict[str, str]:
+        return {path.name: sha256_file(path) for path in directory.iterdir()}
+
+    recipe = recipe_for(target, scheme="W4A16_ASYM", overrides=HEADS["8-bit head"])
+    again = bench.fresh()
+    bench.target(recipe).build_baseline(bench.checkpoint("llama"), again)
+    assert digests(again) == digests(bench.baseline(recipe, "llama"))
+    (first, _), (second, _) = bench.build(recipe, "llama"), bench.build(recipe, "llama")
+    assert digests(first) == digests(second)
+    assert all(path.is_file() for path in first.iterdir())
+
+
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_the_tokenizer_is_the_sources_byte_for_byte(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
+) -> None:
+    recipe = recipe_for(target)
+    source = bench.checkpoint("llama").directory
+    wanted = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
+    assert "tokenizer.json" in wanted
+    candidate, _ = bench.build(recipe, "llama")
+    for directory in (bench.baseline(recipe, "llama"), candidate):
+        assert {
+            name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()
+        } == wanted
+
+
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_a_layer_that_stays_float_is_an_error(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
+) -> None:
+    recipe = recipe_for(target)
+    modules = bench.modules(recipe, "llama")
+    del modules["model.layers.1.mlp.down_proj"]
+    with pytest.raises(AssayError, match=r"model.layers.1.mlp.down_proj was to be W4A16, but .* holds float weights"):
+        bench.build(recipe, "llama", modules)
+
+
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_two_schemes_in_one_product_are_refused(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
+) -> None:
+    for override in (
+        {"match": "*.1.self_attn.v_proj", "scheme": "W8A16"},
+        {"match": "*.1.self_attn.k_proj", "scheme": "none"},
+        {"match": "*.1.self_attn.q_proj", "scheme": "W4A16", "group_size": 64},
+    ):
+        recipe = recipe_for(target, overrides=[override])
+        with pytest.raises(NotSupportedError, match=r"layers.1.self_attn.q_proj, .* same scheme and group size"):
+            bench.build(recipe, "llama")
+
+
+@pytest.mark.parametrize("target", TARGET_ROWS)
+def test_numbers_that_were_changed_after_quantizing_are_noticed(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
+) -> None:
+    """The files hold one run's numbers, the manifest is to tell of another's."""
+    recipe = recipe_for(target, scheme="W4A16_ASYM")
+    directory, _ = bench.build(recipe, "llama")
+    shape = bench.checkpoint("llama").shape
+    stored = bench.target(recipe).read_back(directory, shape)
+    other = recipe_for(target, scheme="W4A16_ASYM", range="mse")
+    assigned = assign_schemes(recipe.quantize, shape).schemes
+    verify(shape, assigned, bench.modules(recipe, "llama"), stored)
+    with pytest.raises(AssayError, match="not the ones that the quantizer chose"):
+        verify(shape, assigned, bench.modules(other, "llama"), stored)
+
+
+def test_every_target_and_every_family_has_its_row() -> None:
+    def values(rows: list[Any]) -> list[Any]:
+        return [getattr(row, "values", (row,))[0] for row in rows]
+
+    assert {target["format"] for target in values(TARGET_ROWS)} == set(TARGETS)
+    assert set(values(FAMILY_ROWS)) == {row.model_type for row in ARCHITECTURES.values()}
