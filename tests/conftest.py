@@ -196,3 +196,20 @@ def hub() -> Iterator[Hub]:
     """A Hugging Face Hub on loopback, without repositories yet."""
     with running_hub() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def genai_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Directory of a tiny model for onnxruntime-genai, unquantized, by family; made once, which takes 10 s: for slow tests."""
+    from assay.models.checkpoint import Checkpoint
+    from assay.targets.onnxruntime_genai import build_baseline
+
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp("genai") / family
+            build_baseline(Checkpoint(tiny_model(family)), made[family])
+        return made[family]
+
+    return make

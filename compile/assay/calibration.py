@@ -38,17 +38,20 @@ def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Samp
 
 def encode(document: Document, tokenizer: Any) -> list[int]:
     """Token ids of a document, without adding special tokens of our own."""
-    text = document.content
-    if not isinstance(text, str):
-        if not tokenizer.chat_template:
-            raise UsageError(
-                f"{document.name}: holds chat messages, but the model has no chat template; use a text field."
-            )
-        try:
-            text = tokenizer.apply_chat_template(text, tokenize=False)
-        except TemplateError as error:
-            raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer(rendered(document, tokenizer), add_special_tokens=False, verbose=False).input_ids
+
+
+def rendered(document: Document, tokenizer: Any) -> str:
+    """The text of a document; chat messages pass through the model's own template."""
+    content = document.content
+    if isinstance(content, str):
+        return content
+    if not tokenizer.chat_template:
+        raise UsageError(f"{document.name}: holds chat messages, but the model has no chat template; use a text field.")
+    try:
+        return tokenizer.apply_chat_template(content, tokenize=False)
+    except TemplateError as error:
+        raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error
 
 
 def tokens_digest(tokens: Tensor) -> str:

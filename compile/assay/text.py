@@ -85,7 +85,7 @@ def _holds_text(content: str | Messages) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); paths are relative to the recipe.") from error
     except UnicodeDecodeError as error:

@@ -81,10 +81,7 @@ class Workspace:
             directory.mkdir(exist_ok=True)
             for left in leftovers(directory):
                 remove(left)
-            for left in leftovers(self.root / "cache"):
-                stage = left.name.split(".")[1]
-                with suppress(Timeout), FileLock(left.with_name(f".{stage}.lock"), timeout=0):
-                    remove(left)
+            self._clear_cache()
             yield directory
 
     def build(
@@ -107,6 +104,16 @@ class Workspace:
             self._make(path, stage, make, resumable and not self.force)
         self._sound.add(stage.key)
         return path
+
+    def _clear_cache(self) -> None:
+        """Remove what killed processes left and nobody goes on from: temporaries, and the partial form of a finished stage."""
+        cache = self.root / "cache"
+        for left in (*leftovers(cache), *cache.glob("*.partial")):
+            stage = left.name.lstrip(".").split(".")[0]
+            if left.suffix == ".partial" and not (cache / stage).exists():
+                continue
+            with suppress(Timeout), FileLock(cache / f".{stage}.lock", timeout=0):
+                remove(left)
 
     def _make(self, path: Path, stage: Stage, make: Callable[[Path], None], resumable: bool) -> None:
         partial = path.with_name(f"{path.name}.partial")

@@ -219,15 +219,16 @@ def test_the_demo_model_is_converted_number_by_number(tmp_path: Path) -> None:
     assert checkpoint.shape.tied_embeddings
     assert "lm_head.weight" not in checkpoint.files
     assert "quantization_config" not in checkpoint.config
-    blocks = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    header, raw = read_gguf_header(path), np.memmap(path, mode="r")
+    described = {tensor.name: tensor for tensor in header.tensors}
 
     def rounded(name: str) -> torch.Tensor:
-        values = gguf.dequantize(blocks[name].data, blocks[name].tensor_type)
-        return torch.from_numpy(np.array(values)).to(torch.bfloat16)
+        tensor = described[name]
+        start = header.data_offset + tensor.offset
+        blocks = np.array(raw[start : start + tensor.size_bytes]).reshape(*tensor.shape[:-1], -1)
+        return torch.from_numpy(gguf.dequantize(blocks, gguf.GGMLQuantizationType(tensor.type_id))).to(torch.bfloat16)
 
-    assert {blocks[name].tensor_type.name for name in ("blk.7.ffn_down.weight", "blk.29.attn_output.weight")} == {
-        "Q4_1"
-    }
+    assert {described[name].type_name for name in ("blk.7.ffn_down.weight", "blk.29.attn_output.weight")} == {"Q4_1"}
     for ours, theirs in (
         ("model.embed_tokens.weight", "token_embd.weight"),
         ("model.layers.7.mlp.down_proj.weight", "blk.7.ffn_down.weight"),

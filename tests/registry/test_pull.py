@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -13,7 +13,7 @@ from assay.artifact import bundle_digest, directory_digest
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, sha256_bytes
 from assay.registry.layout import Layout
-from assay.registry.oci import MANIFEST_TYPE, describe
+from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe
 from assay.registry.publish import Receipt, publish
 from assay.registry.pull import pull
 
@@ -264,3 +264,20 @@ def test_a_config_that_is_too_long_is_not_read(receipt: Receipt, registry: Path,
     point_at(registry, canonical_json(value))
     with pytest.raises(IntegrityError, match="at most 4194304"):
         pull(registry, "small", tmp_path / "out")
+
+
+def test_a_disk_that_loses_a_bit_is_seen(
+    receipt: Receipt, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Layout.copy_blob
+
+    def lose_a_bit(layout: Layout, descriptor: Descriptor, sink: BinaryIO | None) -> None:
+        honest(layout, descriptor, sink)
+        if sink is not None and descriptor.size == 1000:
+            sink.seek(0)
+            sink.write(b"X")
+
+    monkeypatch.setattr(Layout, "copy_blob", lose_a_bit)
+    with pytest.raises(IntegrityError, match="Check this disk"):
+        pull(registry, "small", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

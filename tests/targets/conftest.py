@@ -40,8 +40,8 @@ def make_recipe(target: dict[str, Any], **quantize: Any) -> Recipe:
 class Bench:
     """Everything that goes into an artifact, kept for the whole session."""
 
-    def __init__(self, root: Path, models: Callable[[str], Path]) -> None:
-        self._root, self._models = root, models
+    def __init__(self, root: Path, models: Callable[[str], Path], genai_models: Callable[[str], Path]) -> None:
+        self._root, self._models, self._genai_models = root, models, genai_models
         self._baselines: dict[tuple[str, str], Path] = {}
         self._modules: dict[tuple[str, str], dict[str, QuantizedModule]] = {}
         self.names = iter(range(1 << 20))
@@ -57,6 +57,8 @@ class Bench:
 
     def baseline(self, recipe: Recipe, family: str) -> Path:
         key = (recipe.target.format, family)
+        if recipe.target.format == "onnxruntime-genai" and "." not in family:
+            return self._genai_models(family)
         if key not in self._baselines:
             directory = self.fresh()
             self.target(recipe).build_baseline(self.checkpoint(family), directory)
@@ -97,7 +99,10 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def bench(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[[str], Path], make_model: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[[str], Path],
+    make_model: Callable[..., Path],
+    genai_model: Callable[[str], Path],
 ) -> Bench:
     root = tmp_path_factory.mktemp("targets")
 
@@ -109,7 +114,7 @@ def bench(
         path = root / name
         return path if path.is_dir() else make_model(path, family, dtype=dtype)
 
-    return Bench(root, models)
+    return Bench(root, models, genai_model)
 
 
 @pytest.fixture(scope="session")

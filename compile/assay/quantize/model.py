@@ -28,7 +28,7 @@ from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import LayerStore, QuantizedModule
 from assay.recipe import Gptq, Quantize
 
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 2048
 _GRAM_BLOCK = 256
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from assay.calibration import rendered
 from assay.text import Document
 from assay_evals.evidence import Check
 from assay_evals.runtimes.base import Runtime
@@ -19,9 +20,9 @@ _SAMPLE_CHARACTERS = 2000
 
 def same_tokenizer(baseline: Runtime, candidate: Runtime, tokenizer: Any, documents: Sequence[Document]) -> Check:
     """Both artifacts, as served, cut text into the tokens that the model was made with."""
-    samples = [document for document in documents if isinstance(document.content, str)][:_SAMPLE_DOCUMENTS]
+    samples = documents[:_SAMPLE_DOCUMENTS]
     for document in samples:
-        text = str(document.content)[:_SAMPLE_CHARACTERS]
+        text = rendered(document, tokenizer)[:_SAMPLE_CHARACTERS]
         expected = list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
         for arm, runtime in (("baseline", baseline), ("candidate", candidate)):
             found = runtime.encode(text)

@@ -97,7 +97,10 @@ def _questions(text: str, spans: list[tuple[int, int]]) -> list[Question]:
     begins = {_skip_space(text, begin, end): index for index, (begin, end) in enumerate(spans)}
     ends = {end: index for index, (_, end) in enumerate(spans)}
     found: list[Question] = []
-    for match in _LAST_WORD.finditer(text, first, spans[-1][1]):
+    # Searched in the whole text: a window that ends within "os.path" ends no sentence there.
+    for match in _LAST_WORD.finditer(text, first):
+        if match.end() >= spans[-1][1]:
+            break
         start, last = begins.get(match.start()), ends.get(match.end())
         before = text[first : match.start()]
         if start is None or last is None or not 0 < start <= last or len(before.split()) < _FEWEST_WORDS_BEFORE:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
-from assay.errors import AssayError
+from assay.errors import AssayError, UsageError
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
 
 
@@ -82,8 +82,12 @@ def _load(directory: Path) -> Any:
 
 def _dequantized(directory: Path) -> dict[str, torch.Tensor]:
     """Every weight of a compressed-tensors checkpoint by name, the quantized ones dequantized in float32."""
-    from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
-
+    try:
+        from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
+    except ImportError as error:
+        raise UsageError(
+            f"{directory}: to read it takes the package compressed-tensors ({error}): pip install compressed-tensors."
+        ) from error
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(directory.glob("*.safetensors")):
         tensors |= load_file(path)

@@ -31,7 +31,7 @@ def main() -> None:
     generations: list[dict[str, object]] = []
     for request in workload["requests"]:
         prompt, new_tokens = request["prompt"], request["new_tokens"]
-        runtime.generate(prompt[::-1], _WARM_UP_TOKENS)
+        runtime.generate(prompt[::-1], min(_WARM_UP_TOKENS, runtime.context_length - len(prompt)))
         seconds = runtime.generate(prompt, new_tokens).token_seconds
         generations.append({"prompt_tokens": len(prompt), "token_seconds": seconds})
     report = {"load_seconds": load_seconds, "peak_memory_bytes": peak_memory_bytes(), "generations": generations}

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assay.errors import AssayError
+from assay.host import offline_environment
+from assay.progress import Progress
+from assay.recipe import Evaluate
+from assay_evals.evidence import SpeedRun
+from assay_evals.speed.measure import measure_speed, requests_of
+
+STREAM = [token % 500 + 1 for token in range(1000)]
+
+
+def evaluate(*speed: dict[str, Any]) -> Evaluate:
+    return Evaluate.model_validate_json(json.dumps({"quality": [{"metric": "kl_divergence"}], "speed": speed}))
+
+
+def decode(prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+    return {"metric": "decode_tokens_per_second", "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+
+
+def first_token(prompt_tokens: int) -> dict[str, Any]:
+    return {"metric": "time_to_first_token", "prompt_tokens": prompt_tokens}
+
+
+@pytest.mark.parametrize(
+    ("speed", "wanted"),
+    [
+        ((), []),
+        (({"metric": "size_on_disk"},), []),
+        ((decode(128, 32),), [(128, 32)]),
+        ((first_token(128),), [(128, 1)]),
+        ((decode(128, 32), first_token(128)), [(128, 32)]),
+        ((first_token(512), decode(128, 32)), [(128, 32), (512, 1)]),
+        (({"metric": "peak_memory"},), [(256, 16)]),
+        (({"metric": "peak_memory"}, first_token(64)), [(64, 1)]),
+    ],
+    ids=["nothing", "size only", "decode", "first token", "one request for both", "two", "memory", "memory on the way"],
+)
+def test_each_prompt_length_is_one_request(speed: tuple[dict[str, Any], ...], wanted: list[tuple[int, int]]) -> None:
+    requests = requests_of(evaluate(*speed), STREAM)
+    assert [(len(request["prompt"]), request["new_tokens"]) for request in requests] == wanted
+    assert all(request["prompt"] == STREAM[: len(request["prompt"])] for request in requests)
+
+
+def test_a_text_too_short_for_the_prompt_is_an_error() -> None:
+    with pytest.raises(AssayError, match="has 1000 tokens, too few for a prompt of 2000"):
+        requests_of(evaluate(first_token(2000)), STREAM)
+
+
+@pytest.mark.slow
+def test_blocks_of_fresh_processes(genai_model: Callable[[str], Path], tmp_path: Path) -> None:
+    baseline = genai_model("qwen3")
+    candidate = tmp_path / "candidate"
+    shutil.copytree(baseline, candidate)
+    requests = [{"prompt": STREAM[:16], "new_tokens": 8}, {"prompt": STREAM[:255], "new_tokens": 1}]
+    rows = list(
+        measure_speed({"baseline": baseline, "candidate": candidate}, "onnxruntime-genai", requests, 3, Progress())
+    )
+    assert [(row.block, row.position) for row in rows] == [(block, position) for block in range(3) for position in range(4)]
+    orders = ["".join(row.arm[0] for row in rows if row.block == block) for block in range(3)]
+    # Drawn by a fixed seed: both come up, and every measurement has the same.
+    assert orders == ["cbbc", "cbbc", "bccb"]
+    for row in rows:
+        assert isinstance(row, SpeedRun)
+        assert row.load_seconds is not None
+        assert row.load_seconds > 0
+        assert row.peak_memory_bytes > 20_000_000
+        assert [one.prompt_tokens for one in row.generations] == [16, 255]
+        assert [len(one.token_seconds) for one in row.generations] == [8, 1]
+        seconds = [second for second in row.generations[0].token_seconds if second is not None]
+        assert seconds == sorted(seconds)
+        assert seconds[0] > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_an_error_with_its_last_lines(genai_model: Callable[[str], Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(genai_model("qwen3"), broken)
+    (broken / "model.onnx").write_bytes(b"not a graph")
+    requests = [{"prompt": STREAM[:16], "new_tokens": 8}]
+    arms: Any = {"baseline": broken, "candidate": broken}
+    with pytest.raises(AssayError, match=r"broken failed \(exit code 1\):\n(.*\n)*.*onnxruntime-genai cannot load it"):
+        next(measure_speed(arms, "onnxruntime-genai", requests, 3, Progress()))
+
+
+@pytest.mark.slow
+def test_a_request_that_does_not_fit_is_an_error(genai_model: Callable[[str], Path]) -> None:
+    arms: Any = dict.fromkeys(("baseline", "candidate"), genai_model("qwen3"))
+    requests = [{"prompt": STREAM[:250], "new_tokens": 10}]
+    with pytest.raises(AssayError, match=r"failed \(exit code 1\):\n(.*\n)*.*exceed the model's context of 256"):
+        next(measure_speed(arms, "onnxruntime-genai", requests, 3, Progress()))
+
+
+@pytest.mark.slow
+def test_a_worker_reports_one_line_of_json(tiny_model: Callable[[str], Path]) -> None:
+    """Whatever its libraries print, the last line of its output is the report."""
+    workload = {
+        "runtime": "transformers",
+        "directory": str(tiny_model("llama")),
+        "requests": [{"prompt": STREAM[:20], "new_tokens": 3}],
+    }
+    finished = subprocess.run(
+        [sys.executable, "-m", "assay_evals.speed.worker"],
+        input=json.dumps(workload),
+        capture_output=True,
+        text=True,
+        env=offline_environment(),
+        check=True,
+    )
+    report = json.loads(finished.stdout.splitlines()[-1])
+    assert set(report) == {"load_seconds", "peak_memory_bytes", "generations"}
+    (generation,) = report["generations"]
+    assert generation["prompt_tokens"] == 20
+    assert len(generation["token_seconds"]) == 3

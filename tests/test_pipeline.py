@@ -1,0 +1,406 @@
+"""The whole job on a tiny model: what passes is published, what does not is not, and nothing is done twice or by halves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+from assay.artifact import bundle_digest, directory_digest, read_manifest
+from assay.conclusion import judge_again, publish_run
+from assay.errors import IntegrityError, PublishRefusedError, UsageError
+from assay.files import canonical_json, read_json, readable_json, sha256_bytes, sha256_file
+from assay.host import package_versions
+from assay.pipeline import Outcome, compile_recipe
+from assay.progress import Progress
+from assay.recipe import Publish, load_recipe
+from assay.registry.inspection import verify
+from assay.registry.pull import pull
+from assay.workspace import Workspace
+from assay_evals.runtimes.base import generate_text
+
+MakeRecipe = Callable[..., Path]
+Snapshot = Callable[[Path], dict[str, tuple[bytes, int, int]]]
+IMPOSSIBLE = {"kl_divergence": {"max": 1e-9}}
+
+
+def compile_(recipe: Path, workspace: Path, force: bool = False, **options: bool) -> Outcome:
+    loaded, _ = load_recipe(recipe)
+    return compile_recipe(loaded, recipe.parent, Workspace(workspace, Progress(), force), **options)
+
+
+class Tiny:
+    """A compiled tiny recipe, published to its own registry; read-only for the tests that share it."""
+
+    def __init__(self, directory: Path, make_recipe: MakeRecipe) -> None:
+        self.registry, self.workspace = directory / "store", directory / "artifacts"
+        self.recipe = make_recipe(directory, publish={"registry": str(self.registry), "tags": ["latest", "1.0"]})
+        self.outcome = compile_(self.recipe, self.workspace)
+        self.digest = directory_digest(self.outcome.run / "artifact")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, make_recipe: MakeRecipe) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"), make_recipe)
+
+
+@pytest.fixture
+def own(tmp_path: Path, tiny: Tiny, make_recipe: MakeRecipe) -> Tiny:
+    """The same, for tests that change it: a copy of the workspace, where all is cached."""
+    shutil.copytree(tiny.workspace, tmp_path / "artifacts", symlinks=True)
+    return Tiny(tmp_path, make_recipe)
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny: Tiny) -> Path:
+    """A copy of the finished run that may be tampered with."""
+    return shutil.copytree(tiny.outcome.run, tmp_path / "run")
+
+
+# A PASS
+
+
+def test_a_pass_is_published_pulled_and_generates(tiny: Tiny, tmp_path: Path) -> None:
+    outcome = tiny.outcome
+    assert (outcome.verdict.verdict, outcome.verdict.exit_code, outcome.refused) == ("PASS", 0, None)
+    receipt = outcome.receipt
+    assert receipt is not None and receipt.created and receipt.tags_set == ("latest", "1.0")
+    assert receipt.bundle_digest == outcome.verdict.candidate == tiny.digest
+    assert len(verify(tiny.registry, "tiny:1.0").evidence) == 1
+    pulled = pull(tiny.registry, receipt.reference, tmp_path / "served")
+    assert pulled.bundle_digest == tiny.digest == directory_digest(tmp_path / "served")
+    manifest = read_manifest(tmp_path / "served")
+    continued = generate_text(manifest["runtime"], tmp_path / "served", "The assert statement", 6)
+    assert continued.text and continued.time_to_first_token_seconds > 0
+
+
+def test_the_run_holds_what_the_verdict_rests_on(tiny: Tiny) -> None:
+    run, verdict = tiny.outcome.run, tiny.outcome.verdict
+    assert sorted(path.name for path in run.iterdir()) == ["artifact", "evidence", "report.html", "verdict.json"]
+    assert read_json(run / "verdict.json") == json.loads(readable_json(verdict.to_json()))
+    header = read_json(run / "evidence/evidence.json")
+    assert verdict.evidence == sha256_file(run / "evidence/evidence.json")
+    assert header["candidate"]["bundle_digest"] == verdict.candidate == directory_digest(run / "artifact")
+    assert header["recipe"]["digest"] == verdict.recipe == load_recipe(tiny.recipe)[0].digest()
+    assert all(check["passed"] for check in header["checks"]) and header["checks"]
+    assert {row.metric for row in verdict.gates} == {"kl_divergence", "size_on_disk"}
+    assert "PASS" in tiny.outcome.report.read_text()
+
+
+def test_the_manifest_says_what_each_layer_really_holds(tiny: Tiny) -> None:
+    manifest = read_manifest(tiny.outcome.run / "artifact")
+    layers = {row["name"]: row for row in manifest["layers"]}
+    assert len(layers) == 2 * 7 + 1 and {row["scheme"] for row in layers.values()} == {"W8A16"}
+    down = layers["model.layers.1.mlp.down_proj"]
+    assert down["shape"] == [64, 128] and down["group_size"] == 32 and 0 < down["relative_error"] < 0.01
+    assert down["bits_per_weight"] == manifest["bits_per_weight"] == 8.5, "8 bits, and a 16-bit scale for 32 of them"
+    assert manifest["coverage"] == 1 and manifest["fallbacks"] == []
+    assert (manifest["method"], manifest["source"], manifest["runtime"]) == ("rtn", "./model", "transformers")
+
+
+def test_the_lock_names_everything_that_decides_the_bytes(tiny: Tiny) -> None:
+    lock = read_json(tiny.outcome.run / "artifact/assay.lock.json")
+    recipe = load_recipe(tiny.recipe)[0]
+    assert lock["recipe"]["digest"] == recipe.digest() == sha256_bytes(canonical_json(lock["recipe"]["content"]))
+    assert lock["tools"] == package_versions()
+    model = tiny.recipe.parent / "model"
+    assert lock["model"]["digest"] == bundle_digest({path.name: sha256_file(path) for path in model.iterdir()})
+    assert (lock["calibration"]["samples"], lock["calibration"]["length"]) == (4, 32)
+    assert lock["host"]["cores"] >= 1
+
+
+# Nothing is done twice
+
+
+def test_the_same_recipe_again_builds_and_publishes_nothing(own: Tiny, snapshot: Snapshot) -> None:
+    cache, store = snapshot(own.workspace / "cache"), snapshot(own.registry)
+    verdict = (own.outcome.run / "verdict.json").read_bytes()
+    second = compile_(own.recipe, own.workspace)
+    assert (snapshot(own.workspace / "cache"), snapshot(own.registry)) == (cache, store)
+    assert second.receipt is not None and not second.receipt.created and second.receipt.blobs_written == 0
+    assert directory_digest(second.run / "artifact") == own.digest
+    assert (second.run / "verdict.json").read_bytes() == verdict
+
+
+def test_force_builds_everything_again_to_the_same_bytes(own: Tiny, snapshot: Snapshot) -> None:
+    before = snapshot(own.workspace / "cache")
+    forced = compile_(own.recipe, own.workspace, force=True, fresh_evidence=True)
+    after = snapshot(own.workspace / "cache")
+    assert before.keys() == after.keys()
+    assert all(before[name][1:] != after[name][1:] for name in before if not name.endswith(".lock"))
+    built = [name for name in before if not name.startswith(("quality", "speed"))]
+    assert [before[name][0] for name in built] == [after[name][0] for name in built]
+    assert directory_digest(forced.run / "artifact") == own.digest
+
+
+def test_fresh_evidence_measures_and_builds_nothing(own: Tiny, snapshot: Snapshot) -> None:
+    before = snapshot(own.workspace / "cache")
+    fresh = compile_(own.recipe, own.workspace, fresh_evidence=True)
+    after = snapshot(own.workspace / "cache")
+    changed = {name.split("-")[0].lstrip(".") for name in before if before[name] != after[name]}
+    assert changed == {"quality", "speed"} and fresh.verdict.verdict == "PASS"
+
+
+def test_another_gate_is_judged_on_the_same_measurements(
+    own: Tiny, make_recipe: MakeRecipe, snapshot: Snapshot
+) -> None:
+    before = snapshot(own.workspace / "cache")
+    failed = compile_(make_recipe(own.recipe.parent, gate=IMPOSSIBLE), own.workspace)
+    after = snapshot(own.workspace / "cache")
+    assert failed.verdict.verdict == "FAIL"
+    assert {name.split("-")[0].lstrip(".") for name in after.keys() - before.keys()} == {"candidate"}
+    assert all(after[name] == before[name] for name in before)
+    assert (failed.verdict.row("kl_divergence") or 0).difference == own.outcome.verdict.row("kl_divergence").difference
+
+
+def test_a_cached_artifact_that_was_changed_is_not_used(own: Tiny) -> None:
+    weights = (own.outcome.run / "artifact").resolve() / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    again = compile_(own.recipe, own.workspace)
+    assert directory_digest(again.run / "artifact") == own.digest == again.verdict.candidate
+
+
+def test_the_artifact_depends_on_neither_place_nor_time(tiny: Tiny, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(tmp_path / "another place")
+    (tmp_path / "another place/model/README.md").write_text("a note that is not part of the model")
+    other = compile_(recipe, tmp_path / "other artifacts")
+    assert directory_digest(other.run / "artifact") == tiny.digest
+    words = [b"another place", b"other artifacts", str(tmp_path).encode()]
+    for path in (other.run / "artifact").iterdir():
+        assert not any(word in path.read_bytes() for word in words), path
+
+
+# What does not pass
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict", "exit_code"),
+    [
+        ({"gate": IMPOSSIBLE}, "FAIL", 1),
+        ({"gate": None}, "INCONCLUSIVE", 3),
+        ({"calibration": {"source": "text", "path": "text.txt", "samples": 4, "length": 32}}, "INVALID", 4),
+    ],
+)
+def test_only_a_pass_is_published(
+    own: Tiny, make_recipe: MakeRecipe, parts: dict[str, Any], verdict: str, exit_code: int
+) -> None:
+    directory = own.recipe.parent
+    registry = directory / "another store"
+    if verdict == "INCONCLUSIVE":
+        # The divergence found, which its own interval spans.
+        found = own.outcome.verdict.row("kl_divergence")
+        parts = {"gate": {"kl_divergence": {"max": found.difference}}}
+    if verdict == "INVALID":
+        # Calibrated on the very text that is used for the evaluation.
+        (directory / "text.txt").write_text("The cat sat on the mat and looked at Python. " * 400)
+        text = {"source": "text", "path": "text.txt"}
+        parts |= {"evaluate": {"text": text, "length": 64, "quality": [{"metric": "kl_divergence", "tokens": 300}]}}
+        parts |= {"gate": {"kl_divergence": {"max": 1.0}}}
+    recipe = make_recipe(directory, publish={"registry": str(registry)}, **parts)
+    outcome = compile_(recipe, own.workspace)
+    assert (outcome.verdict.verdict, outcome.verdict.exit_code) == (verdict, exit_code)
+    assert outcome.receipt is None and verdict in (outcome.refused or "")
+    with pytest.raises(PublishRefusedError) as refused:
+        publish_run(outcome.run, Publish(registry=str(registry)), force=True)
+    assert refused.value.exit_code == exit_code
+    assert not registry.exists(), "not even an empty registry is left"
+
+
+def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:
+    before = sorted(own.registry.rglob("*"))
+    held = compile_(own.recipe, own.workspace, publishing=False)
+    assert (held.verdict.verdict, held.receipt, held.refused) == ("PASS", None, None)
+    silent = compile_(make_recipe(own.recipe.parent), own.workspace)
+    assert (silent.verdict.verdict, silent.receipt, silent.refused) == ("PASS", None, None)
+    assert sorted(own.registry.rglob("*")) == before
+
+
+# What was tampered with
+
+
+def _refused(run: Path, registry: Path) -> str:
+    with pytest.raises(IntegrityError) as refused:
+        publish_run(run, Publish(registry=str(registry)), force=True)
+    assert refused.value.exit_code == 5 and not registry.exists()
+    return str(refused.value)
+
+
+def test_the_untouched_copy_can_be_published(run: Path, tmp_path: Path) -> None:
+    assert publish_run(run, Publish(registry=str(tmp_path / "store"))).created
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "assay.lock.json", "tokenizer.json"])
+def test_an_artifact_changed_by_one_byte_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    data = (run / "artifact" / name).read_bytes()
+    (run / "artifact" / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    _refused(run, tmp_path / "store")
+
+
+def test_a_file_added_to_an_artifact_is_refused(run: Path, tmp_path: Path) -> None:
+    (run / "artifact/extra.json").write_text("{}")
+    _refused(run, tmp_path / "store")
+
+
+def test_a_verdict_edited_to_pass_is_refused(tmp_path: Path, tiny: Tiny, make_recipe: MakeRecipe) -> None:
+    """However well the file is edited: the verdict is what follows from the evidence."""
+    shutil.copytree(tiny.workspace, tmp_path / "artifacts", symlinks=True)
+    run = compile_(make_recipe(tmp_path, gate=IMPOSSIBLE), tmp_path / "artifacts").run
+    word = read_json(run / "verdict.json") | {"verdict": "PASS"}
+    code = word | {"exit_code": 0}
+    rows = code | {"gates": [row | {"verdict": "PASS"} for row in code["gates"]]}
+    margin = rows | {"gates": [row | {"margin": 1.0, "criterion": {"max": 1.0}} for row in rows["gates"]]}
+    for edited, words in ((word, "exit code"), (code, "follows"), (rows, "follows"), (margin, "follows")):
+        (run / "verdict.json").write_bytes(readable_json(edited))
+        assert words in _refused(run, tmp_path / "store")
+    (run / "verdict.json").write_bytes(readable_json(rows)[:-20])
+    _refused(run, tmp_path / "store")
+
+
+def _edit_rows(run: Path, deep: bool) -> None:
+    """Replace every divergence by a better one; deep: with the digests that lead there mended too."""
+    path, header_path = run / "evidence/quality.jsonl", run / "evidence/evidence.json"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if line["kind"] == "window":
+            line["kl"] = [0.0] * len(line["kl"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if deep:
+        header = read_json(header_path)
+        header["files"]["quality.jsonl"] = sha256_file(path)
+        header_path.write_bytes(readable_json(header))
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_edited_measurements_are_refused(run: Path, tmp_path: Path, deep: bool) -> None:
+    _edit_rows(run, deep)
+    _refused(run, tmp_path / "store")
+
+
+def test_a_loosened_gate_in_the_evidence_is_refused(run: Path, tmp_path: Path) -> None:
+    path = run / "evidence/evidence.json"
+    header = read_json(path)
+    header["recipe"]["gate"]["kl_divergence"]["max"] = 2.0
+    path.write_bytes(readable_json(header))
+    _refused(run, tmp_path / "store")
+    judge_again(run)
+    _refused(run, tmp_path / "store")
+
+
+def test_evidence_cut_short_or_lost_is_refused(run: Path, tmp_path: Path) -> None:
+    path = run / "evidence/quality.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    _refused(run, tmp_path / "store")
+    path.unlink()
+    _refused(run, tmp_path / "store")
+
+
+def test_the_evidence_of_another_artifact_is_refused(run: Path, tmp_path: Path, tiny: Tiny) -> None:
+    """The manifest of another build of the same weights, with the digests of its own."""
+    manifest = read_manifest(run / "artifact")
+    (run / "artifact/manifest.json").write_bytes(readable_json(manifest | {"method": "gptq"}))
+    assert directory_digest(run / "artifact") != tiny.digest
+    with pytest.raises(IntegrityError, match="not the bytes that the evidence was measured on"):
+        judge_again(run)
+    _refused(run, tmp_path / "store")
+
+
+def test_what_is_no_finished_run_is_a_usage_error(tmp_path: Path, run: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match="not a finished run"):
+            publish_run(place, Publish(registry=str(tmp_path / "store")))
+        with pytest.raises(UsageError, match="neither a run directory"):
+            judge_again(place)
+    (run / "verdict.json").unlink()
+    with pytest.raises(UsageError, match="not a finished run"):
+        publish_run(run, Publish(registry=str(tmp_path / "store")))
+
+
+# Judging again
+
+
+def test_judging_again_without_torch_gives_the_same_bytes(
+    run: Path, tmp_path: Path, assay: Callable[..., CompletedProcess[str]]
+) -> None:
+    for module in ("torch", "transformers", "onnxruntime", "onnxruntime_genai", "safetensors"):
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError('{module} is not wanted here')")
+    probe = assay("generate", run / "artifact", "-p", "x", PYTHONPATH=str(tmp_path))
+    assert probe.returncode == 2 and "not wanted here" in probe.stderr, "the ban must work"
+    verdict, report = (run / "verdict.json").read_bytes(), (run / "report.html").read_bytes()
+    (run / "verdict.json").unlink()
+    (run / "report.html").unlink()
+    done = assay("gate", run, "--json", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ((run / "verdict.json").read_bytes(), (run / "report.html").read_bytes()) == (verdict, report)
+    assert json.loads(done.stdout) == json.loads(verdict)
+
+
+def test_judging_by_another_recipe_writes_nothing_and_publishes_nothing(
+    run: Path, tmp_path: Path, tiny: Tiny, make_recipe: MakeRecipe, snapshot: Snapshot
+) -> None:
+    other = make_recipe(tmp_path / "other", gate=IMPOSSIBLE)
+    before = snapshot(run)
+    verdict = judge_again(run, other)
+    assert verdict.verdict == "FAIL" and verdict.recipe != tiny.outcome.verdict.recipe
+    assert judge_again(run / "evidence", other) == verdict
+    assert judge_again(run / "evidence") == tiny.outcome.verdict
+    assert snapshot(run) == before
+
+
+# The other target
+
+
+@pytest.mark.slow
+def test_the_whole_for_onnxruntime_genai(
+    tmp_path: Path, make_recipe: MakeRecipe, assay: Callable[..., CompletedProcess[str]]
+) -> None:
+    """With every metric: quality, and speed in fresh processes, in both measured and reported form."""
+    quality = [
+        {"metric": "kl_divergence", "tokens": 600},
+        {"metric": "top1_agreement", "tokens": 600},
+        {"metric": "cloze_accuracy", "samples": 10},
+    ]
+    speed = [
+        {"metric": "decode_tokens_per_second", "prompt_tokens": 16, "new_tokens": 8},
+        {"metric": "time_to_first_token", "prompt_tokens": 16},
+        {"metric": "peak_memory"},
+        {"metric": "size_on_disk"},
+    ]
+    parts: dict[str, Any] = {
+        "quantize": {
+            "scheme": "W4A16",
+            "group_size": 32,
+            "method": "gptq",
+            "overrides": [{"match": "*.1.mlp.*", "scheme": "none"}],
+        },
+        "target": {"format": "onnxruntime-genai"},
+        "evaluate": {"length": 64, "quality": quality, "speed": speed, "blocks": 3},
+        "gate": {"kl_divergence": {"max": 5.0}, "size_on_disk": {"max_ratio": 2}},
+        "publish": {"registry": "store"},
+    }
+    digests = set()
+    for place in ("one", "two"):
+        recipe = make_recipe(tmp_path / place, **parts)
+        done = assay("compile", recipe.name, "--json", cwd=tmp_path / place)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        digests.add(found["published"]["digest"])
+    assert len(digests) == 1, "the builder's files depend on neither place nor time"
+    run = tmp_path / "two" / found["run"]
+    measured = {row["metric"] for row in (*found["verdict"]["gates"], *found["verdict"]["reported"])}
+    assert {metric["metric"] for metric in (*quality, *speed)} <= measured
+    assert len((run / "evidence/speed.jsonl").read_text().splitlines()) == 3 * 4
+    manifest = read_manifest(run / "artifact")
+    kept = {row["name"] for row in manifest["layers"] if row["scheme"] == "none"}
+    assert kept == {f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")}
+    assert manifest["fallbacks"][0].startswith("not quantized: model.layers.1.mlp.gate_proj")
+    assert 0 < manifest["coverage"] < 1
+    pull(tmp_path / "two/store", "tiny:latest", tmp_path / "served")
+    continued = assay("generate", tmp_path / "served", "-p", "The assert statement", "-n", 8, "--json")
+    assert continued.returncode == 0 and json.loads(continued.stdout)["decode_tokens_per_second"] > 0
