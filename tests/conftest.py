@@ -100,7 +100,7 @@ RECIPE: dict[str, Any] = {
     "target": {"format": "compressed-tensors"},
     "evaluate": {
         "length": 64,
-        "quality": [{"metric": "kl_divergence", "tokens": 600}],
+        "quality": [{"metric": "kl_divergence", "tokens": 400}],
         "speed": [{"metric": "size_on_disk"}],
         "blocks": 3,
     },
@@ -129,7 +129,7 @@ def assay() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a process of its own; nobody waits for it longer than two minutes."""
 
     def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "assay.cli", *map(str, arguments)]
+        command = [Path(sys.executable).with_name("assay"), *map(str, arguments)]
         return subprocess.run(
             command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120, check=False
         )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from assay.calibration import calibration_tokens, encode, tokens_digest
@@ -21,7 +22,6 @@ from assay.recipe import Sampling
 from assay.text import Document, python_docs
 
 END = 0
-FIRST = []
 KNOWN = "sha256:4d342c941a8823b03e499d028923f2d6792bf9b1664f3a0f4de493ea7d815438"
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 
@@ -66,28 +66,34 @@ def test_drawing_leaves_the_global_generator_alone(documents: list[Document], to
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_windows_of_seed_0_are_these() -> None:
-    """A change here changes every lock: the text 0 1 2 … 99, cut into windows of 8, drawn by seed 0."""
-    model = Tokenizer(WordLevel({str(number): number for number in range(100)}, unk_token="0"))
+def counted(length: int, settings: Sampling) -> list[list[int]]:
+    """Windows of the text 0 1 2 … whose tokens are their own positions."""
+    model = Tokenizer(WordLevel({str(number): number for number in range(length)}, unk_token="0"))
     model.pre_tokenizer = Whitespace()
-    counting = PreTrainedTokenizerFast(tokenizer_object=model)
-    documents = [Document("count", " ".join(str(number) for number in range(100)))]
-    tokens = calibration_tokens(documents, counting, sampling(4, 8))
-    assert tokens.tolist() == [[*range(start, start + 8)] for start in FIRST]
+    documents = [Document("count", " ".join(str(number) for number in range(length)))]
+    return calibration_tokens(documents, PreTrainedTokenizerFast(tokenizer_object=model), settings).tolist()
+
+
+def test_the_windows_of_seed_0_are_these() -> None:
+    """A change here changes every lock."""
+    assert counted(100, sampling(4, 8)) == [[*range(start, start + 8)] for start in (0, 40, 64, 72)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_never_overlap(seed: int) -> None:
+    windows = counted(1000, sampling(15, 31, seed))
+    starts = [window[0] for window in windows]
+    assert starts == sorted(set(starts))
+    assert all(start % 31 == 0 for start in starts)
+    assert windows == [[*range(start, start + 31)] for start in starts]
 
 
 @pytest.mark.parametrize("length", [8, 31, 64])
-def test_the_windows_are_disjoint_cuts_of_the_joined_text(
-    documents: list[Document], tokenizer: Any, length: int
-) -> None:
+def test_all_windows_together_are_the_joined_text(documents: list[Document], tokenizer: Any, length: int) -> None:
     stream = stream_of(documents, tokenizer)
     windows = len(stream) // length
     tokens = calibration_tokens(documents, tokenizer, sampling(windows, length))
     assert tokens.flatten().tolist() == stream[: windows * length]
-    some = calibration_tokens(documents, tokenizer, sampling(windows // 2, length))
-    cuts = [tuple(stream[start : start + length]) for start in range(0, windows * length, length)]
-    places = [cuts.index(tuple(row)) for row in some.tolist()]
-    assert places == sorted(set(places))
 
 
 def test_each_document_ends_with_the_end_of_text(tokenizer: Any) -> None:
@@ -122,10 +128,14 @@ def test_a_text_that_is_too_short_says_how_far_it_goes(tokenizer: Any, short: in
     assert len(calibration_tokens(documents, tokenizer, sampling(windows, 16))) == windows
 
 
-def test_text_is_encoded_without_tokens_of_our_own(tokenizer: Any) -> None:
-    ids = encode(Document("a", "plain words"), tokenizer)
-    assert tokenizer.decode(ids) == "plain words"
-    assert tokenizer.bos_token_id not in ids
+def test_text_is_encoded_without_tokens_of_our_own(tiny_model: Callable[[str], Path]) -> None:
+    eager = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    eager.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", END)]
+    )
+    ids = encode(Document("a", "plain words"), eager)
+    assert eager("plain words").input_ids == [END, *ids]
+    assert eager.decode(ids) == "plain words"
 
 
 def test_chat_messages_pass_through_the_models_own_template(tokenizer: Any) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from assay.artifact import bundle_digest, directory_digest, read_manifest
+from assay.build import build_candidate
 from assay.conclusion import judge_again, publish_run
 from assay.errors import IntegrityError, PublishRefusedError, UsageError
 from assay.files import canonical_json, read_json, readable_json, sha256_bytes, sha256_file
 from assay.host import package_versions
+from assay.job import resolve
 from assay.pipeline import Outcome, compile_recipe
 from assay.progress import Progress
 from assay.recipe import Publish, load_recipe
@@ -95,11 +97,13 @@ def test_the_run_holds_what_the_verdict_rests_on(tiny: Tiny) -> None:
 def test_the_manifest_says_what_each_layer_really_holds(tiny: Tiny) -> None:
     manifest = read_manifest(tiny.outcome.run / "artifact")
     layers = {row["name"]: row for row in manifest["layers"]}
-    assert len(layers) == 2 * 7 + 1 and {row["scheme"] for row in layers.values()} == {"W8A16"}
+    assert len(layers) == 2 * 7 + 1
+    assert [name for name, row in layers.items() if row["scheme"] != "W8A16"] == ["lm_head"]
     down = layers["model.layers.1.mlp.down_proj"]
     assert down["shape"] == [64, 128] and down["group_size"] == 32 and 0 < down["relative_error"] < 0.01
     assert down["bits_per_weight"] == manifest["bits_per_weight"] == 8.5, "8 bits, and a 16-bit scale for 32 of them"
-    assert manifest["coverage"] == 1 and manifest["fallbacks"] == []
+    assert layers["lm_head"]["scheme"] == "none"
+    assert manifest["fallbacks"] == ["not quantized: lm_head."] and 0 < manifest["coverage"] < 1
     assert (manifest["method"], manifest["source"], manifest["runtime"]) == ("rtn", "./model", "transformers")
 
 
@@ -288,9 +292,15 @@ def test_a_loosened_gate_in_the_evidence_is_refused(run: Path, tmp_path: Path) -
     header = read_json(path)
     header["recipe"]["gate"]["kl_divergence"]["max"] = 2.0
     path.write_bytes(readable_json(header))
-    _refused(run, tmp_path / "store")
-    judge_again(run)
-    _refused(run, tmp_path / "store")
+    assert "the recipe that it states is not the one in" in _refused(run, tmp_path / "store")
+    with pytest.raises(IntegrityError, match="the recipe that it states is not the one in"):
+        judge_again(run)
+
+
+@pytest.mark.parametrize("lock", [{}, [], {"recipe": {"content": {"gate": 1}}}])
+def test_a_lock_without_its_recipe_is_refused(run: Path, tmp_path: Path, lock: Any) -> None:
+    (run / "artifact/assay.lock.json").write_bytes(readable_json(lock))
+    assert "the recipe that it states is not the one in" in _refused(run, tmp_path / "store")
 
 
 def test_evidence_cut_short_or_lost_is_refused(run: Path, tmp_path: Path) -> None:
@@ -384,23 +394,22 @@ def test_the_whole_for_onnxruntime_genai(
         "gate": {"kl_divergence": {"max": 5.0}, "size_on_disk": {"max_ratio": 2}},
         "publish": {"registry": "store"},
     }
-    digests = set()
-    for place in ("one", "two"):
-        recipe = make_recipe(tmp_path / place, **parts)
-        done = assay("compile", recipe.name, "--json", cwd=tmp_path / place)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout)
-        digests.add(found["published"]["digest"])
-    assert len(digests) == 1, "the builder's files depend on neither place nor time"
-    run = tmp_path / "two" / found["run"]
+    recipe = make_recipe(tmp_path, **parts)
+    done = assay("compile", recipe.name, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    run = tmp_path / found["run"]
+    elsewhere, space = make_recipe(tmp_path / "elsewhere", **parts), Workspace(tmp_path / "elsewhere/other", Progress())
+    rebuilt = build_candidate(resolve(load_recipe(elsewhere)[0], elsewhere.parent, space), space)
+    assert directory_digest(rebuilt) == found["published"]["bundle_digest"], "it depends on neither place nor time"
     measured = {row["metric"] for row in (*found["verdict"]["gates"], *found["verdict"]["reported"])}
     assert {metric["metric"] for metric in (*quality, *speed)} <= measured
     assert len((run / "evidence/speed.jsonl").read_text().splitlines()) == 3 * 4
     manifest = read_manifest(run / "artifact")
     kept = {row["name"] for row in manifest["layers"] if row["scheme"] == "none"}
-    assert kept == {f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")}
+    assert kept == {"lm_head", *(f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down"))}
     assert manifest["fallbacks"][0].startswith("not quantized: model.layers.1.mlp.gate_proj")
     assert 0 < manifest["coverage"] < 1
-    pull(tmp_path / "two/store", "tiny:latest", tmp_path / "served")
+    pull(tmp_path / "store", "tiny:latest", tmp_path / "served")
     continued = assay("generate", tmp_path / "served", "-p", "The assert statement", "-n", 8, "--json")
     assert continued.returncode == 0 and json.loads(continued.stdout)["decode_tokens_per_second"] > 0

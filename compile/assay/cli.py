@@ -217,7 +217,12 @@ def verify(
 
 @app.command()
 def generate(
-    directory: Annotated[Path, typer.Argument(metavar="DIRECTORY", help="An artifact directory, e.g. a pulled one.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIRECTORY", exists=True, file_okay=False, help="An artifact directory, e.g. a pulled one."
+        ),
+    ],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")],
     new_tokens: Annotated[int, typer.Option("--new-tokens", "-n", min=1, help="How many tokens to generate.")] = 40,
     json: JsonOption = False,
@@ -227,7 +232,9 @@ def generate(
     from assay.artifact import read_manifest
     from assay_evals.runtimes.base import generate_text
 
-    Output(json, quiet).generated(generate_text(read_manifest(directory)["runtime"], directory, prompt, new_tokens))
+    Output(json, quiet).generated(
+        generate_text(str(read_manifest(directory).get("runtime")), directory, prompt, new_tokens)
+    )
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from assay.errors import Problem, RecipeError, UsageError
 from assay.models.architectures import DecoderShape, LinearShape, decoder_shape
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.recipe import OnnxRuntimeGenai, Recipe
+from assay.recipe import OnnxRuntimeGenai, Quantize, Recipe
 from assay.recipe_yaml import Document
 
 _GROUP_SIZES = (32, 64, 128)
@@ -43,7 +43,7 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     ]
     if not assignment.schemes:
         problems.append(document.problem(("quantize", "overrides"), "the overrides leave nothing to quantize."))
-    problems += _group_problems(assignment.schemes, shape, document)
+    problems += _group_problems(recipe.quantize, assignment.schemes, shape, document)
     if isinstance(recipe.target, OnnxRuntimeGenai):
         problems += _fused_problems(assignment.schemes, shape, document)
     for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):
@@ -58,7 +58,9 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     return problems
 
 
-def _group_problems(schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document) -> list[Problem]:
+def _group_problems(
+    settings: Quantize, schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document
+) -> list[Problem]:
     """One problem per group size that does not divide the inputs it is meant for."""
     refused: dict[int, list[LinearShape]] = {}
     for linear in shape.linears:
@@ -72,7 +74,10 @@ def _group_problems(schemes: dict[str, WeightScheme], shape: DecoderShape, docum
         named = ", ".join(f"{name} ({features} inputs)" for name, features in kinds)
         works = ", ".join([*map(str, sizes), "channel"])
         message = f"group_size {group_size} does not divide the inputs of {named} ({len(linears)} Linears); sizes that work: {works}."
-        problems.append(document.problem(("quantize", "group_size"), message))
+        overrides = [index for index, override in enumerate(settings.overrides) if override.group_size == group_size]
+        own = settings.group_size == group_size or not overrides
+        place = ("quantize", "group_size") if own else ("quantize", "overrides", overrides[0], "group_size")
+        problems.append(document.problem(place, message))
     return problems
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from assay.artifact import LOCK_NAME, directory_digest, read_manifest
 from assay.errors import IntegrityError, UsageError
-from assay.files import read_json
-from assay.recipe import Publish, load_recipe
+from assay.files import canonical_json, read_json, sha256_bytes
+from assay.recipe import Evaluate, Gate, Publish, load_recipe
 from assay.registry.publish import Receipt, publish
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge
@@ -19,9 +19,10 @@ ARTIFACT, EVIDENCE, VERDICT, REPORT = "artifact", "evidence", "verdict.json", "r
 
 def conclude(run: Path, evidence: Evidence) -> Verdict:
     """Judge the evidence of a run, and write its verdict and report."""
+    artifact = run / ARTIFACT
+    _check_recipe(artifact, evidence)
     verdict = judge(evidence)
     write_verdict(run / VERDICT, verdict)
-    artifact = run / ARTIFACT
     write_report(run / REPORT, verdict, evidence, read_manifest(artifact), read_json(artifact / LOCK_NAME))
     return verdict
 
@@ -33,7 +34,9 @@ def publish_run(run: Path, destination: Publish, *, force: bool = False) -> Rece
         raise UsageError(
             f"{run}: not a finished run (no {ARTIFACT} or {VERDICT}); give the directory that `assay compile` named."
         )
-    written, follows = read_verdict(run / VERDICT), judge(read_evidence(run / EVIDENCE))
+    written, evidence = read_verdict(run / VERDICT), read_evidence(run / EVIDENCE)
+    _check_recipe(artifact, evidence)
+    follows = judge(evidence)
     if written != follows:
         raise IntegrityError(
             f"{run / VERDICT}: says {written.verdict}, but {follows.verdict} follows from the evidence; the file was changed. "
@@ -41,6 +44,23 @@ def publish_run(run: Path, destination: Publish, *, force: bool = False) -> Rece
         )
     name = read_manifest(artifact)["name"]
     return publish(artifact, run, Path(destination.registry), name, destination.tags, force=force)
+
+
+def _check_recipe(artifact: Path, evidence: Evidence) -> None:
+    """The gate and the samples that the evidence states are those of the recipe in the artifact's lock, by its digest."""
+    stated, lock = evidence.header.recipe, read_json(artifact / LOCK_NAME)
+    try:
+        content = lock["recipe"]["content"]
+        gate = Gate.model_validate_json(canonical_json(content["gate"]))
+        evaluate = Evaluate.model_validate_json(canonical_json(content["evaluate"]))
+        same = (stated.digest, stated.gate, stated.evaluate) == (sha256_bytes(canonical_json(content)), gate, evaluate)
+    except (KeyError, TypeError, ValueError):
+        same = False
+    if not same:
+        raise IntegrityError(
+            f"{artifact.parent / EVIDENCE}: the recipe that it states is not the one in {artifact / LOCK_NAME}; one of them was "
+            "changed. Run `assay compile` again."
+        )
 
 
 def judge_again(path: Path, recipe: Path | None = None) -> Verdict:

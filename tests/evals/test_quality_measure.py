@@ -215,9 +215,7 @@ def test_every_window_is_measured_on_both_models(
     windows = [row for row in rows if isinstance(row, Window)]
     assert [(row.document, row.window) for row in windows] == [(one.document, one.window) for one in passages]
     for passage, row in zip(passages, windows, strict=True):
-        expected = divergence(
-            runtime.logits(list(passage.tokens)), other.logits(list(passage.tokens)), passage.tokens
-        )
+        expected = divergence(runtime.logits(list(passage.tokens)), other.logits(list(passage.tokens)), passage.tokens)
         assert row.tokens == len(passage.tokens) - 1
         assert row.kl == expected.kl
         assert row.agreed == expected.agreed

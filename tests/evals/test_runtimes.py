@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -95,7 +96,7 @@ def test_generation_takes_the_likeliest_token_each_time(
 def test_each_token_has_its_time(opened: Callable[[str], Runtime], name: str) -> None:
     seconds = opened(name).generate(PROMPT, 20).token_seconds
     assert seconds[0] > 0
-    assert all(later > earlier for earlier, later in zip(seconds, seconds[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(seconds))
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
@@ -215,9 +216,7 @@ def test_a_broken_directory_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
-def test_the_oracle_does_not_make_up_weights(
-    tiny_model: Callable[[str], Path], tmp_path: Path, lost: str
-) -> None:
+def test_the_oracle_does_not_make_up_weights(tiny_model: Callable[[str], Path], tmp_path: Path, lost: str) -> None:
     from safetensors.torch import load_file, save_file
 
     directory = tmp_path / "broken"

@@ -66,7 +66,9 @@ def test_blocks_of_fresh_processes(genai_model: Callable[[str], Path], tmp_path:
     rows = list(
         measure_speed({"baseline": baseline, "candidate": candidate}, "onnxruntime-genai", requests, 3, Progress())
     )
-    assert [(row.block, row.position) for row in rows] == [(block, position) for block in range(3) for position in range(4)]
+    assert [(row.block, row.position) for row in rows] == [
+        (block, position) for block in range(3) for position in range(4)
+    ]
     orders = ["".join(row.arm[0] for row in rows if row.block == block) for block in range(3)]
     # Drawn by a fixed seed: both come up, and every measurement has the same.
     assert orders == ["cbbc", "cbbc", "bccb"]

@@ -95,11 +95,14 @@ def test_the_directory_is_ordinary(tiny_gguf: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "converted").glob("*.json"))
 
 
-def test_the_same_file_gives_the_same_bytes(tiny_gguf: Path, tmp_path: Path) -> None:
+def test_the_same_file_gives_the_same_bytes_online_and_offline(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contents: list[dict[str, bytes]] = []
-    for name in ("one", "two"):
-        convert_gguf(tiny_gguf, tmp_path / name)
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        convert_gguf(tiny_gguf, tmp_path / str(offline))
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / str(offline)).iterdir()})
     assert contents[0] == contents[1]
 
 

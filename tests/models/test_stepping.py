@@ -106,8 +106,9 @@ def test_afterwards_the_layer_runs_freely_again(walk: Walk) -> None:
     stepped = walk.stepped(["mlp.down_proj"])
     stepped.resume()
     outputs = stepped.outputs()
-    for found, wanted in zip(walk.plain(walk.layer), outputs, strict=True):
-        assert torch.equal(found, wanted)
+    for again in (walk.plain(walk.layer), walk.stepped([]).outputs()):
+        for found, wanted in zip(again, outputs, strict=True):
+            assert torch.equal(found, wanted)
 
 
 def test_asking_for_another_linear_than_the_one_reached_is_a_defect(walk: Walk) -> None:

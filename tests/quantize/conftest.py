@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from assay.quantize.schemes import WeightScheme
+
 Matrix = NDArray[np.float64]
 SPANS = [1.0 - step / 40 for step in range(25)]
 
@@ -45,9 +47,9 @@ class Naive:
     """Plain loops over float64."""
 
     @staticmethod
-    def grid(weight: Matrix, bits: int, symmetric: bool, group: int, method: str, power: Matrix | None) -> NaiveGrid:
+    def grid(weight: Matrix, scheme: WeightScheme, method: str, power: Matrix | None) -> NaiveGrid:
         rows, columns = weight.shape
-        group = group or columns
+        bits, symmetric, group = scheme.bits, scheme.symmetric, scheme.group_size or columns
         levels = 2**bits - 1
         grid = NaiveGrid(bits, np.zeros((rows, columns // group)), np.zeros((rows, columns // group)))
         for row in range(rows):

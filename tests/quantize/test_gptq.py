@@ -29,7 +29,7 @@ def weight_of(rows: int, columns: int) -> torch.Tensor:
 
 
 def naive_grid(naive: Any, weight: torch.Tensor, scheme: WeightScheme) -> Any:
-    return naive.grid(weight.double().numpy(), scheme.bits, scheme.symmetric, scheme.group_size, "minmax", None)
+    return naive.grid(weight.double().numpy(), scheme, "minmax", None)
 
 
 @pytest.mark.parametrize("columns", [64, 288])

@@ -53,7 +53,9 @@ def test_statistics_are_sums_over_all_batches() -> None:
     assert accumulate(quantized, None).drift is None
 
 
-def slow_reference(model: Path, chosen: Quantize, naive: Any) -> dict[str, tuple[Any, np.ndarray, np.ndarray, list[int]]]:
+def slow_reference(
+    model: Path, chosen: Quantize, naive: Any
+) -> dict[str, tuple[Any, np.ndarray, np.ndarray, list[int]]]:
     """One Linear after another: run the whole model, take what reaches the Linear, replace its weight, start again."""
     from transformers import AutoModelForCausalLM
 
@@ -74,7 +76,7 @@ def slow_reference(model: Path, chosen: Quantize, naive: Any) -> dict[str, tuple
         gram = inputs.T @ inputs
         weight = module.weight.detach().double().numpy()
         power = gram.diagonal() / len(inputs)
-        grid = naive.grid(weight, scheme.bits, scheme.symmetric, scheme.group_size, chosen.range, power)
+        grid = naive.grid(weight, scheme, chosen.range, power)
         if chosen.method == "rtn":
             codes = naive.round_to_nearest(weight, grid)
             rounded = weight / np.repeat(grid.scales, weight.shape[1] // grid.scales.shape[1], axis=1)
@@ -130,9 +132,7 @@ def test_every_family_is_quantized_as_by_a_slow_reference(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_a_killed_job_ends_with_the_same_bytes(
-    tiny_model: Callable[[str], Path], tmp_path: Path, family: str
-) -> None:
+def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Callable[[str], Path], tmp_path: Path, family: str) -> None:
     chosen = settings(method="gptq", scheme="W4A16_ASYM", overrides=HEAD)
     quantize(tiny_model(family), chosen, tmp_path / "whole")
     whole = file_bytes(tmp_path / "whole")

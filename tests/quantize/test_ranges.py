@@ -31,9 +31,7 @@ def weight_and_power(rows: int = 12, columns: int = 128) -> tuple[torch.Tensor, 
 def test_grids_are_those_of_plain_loops(naive: Any, scheme: WeightScheme, method: str) -> None:
     weight, power = weight_and_power()
     found = find_grid(weight, scheme, method, power, torch.bfloat16)
-    expected = naive.grid(
-        weight.double().numpy(), scheme.bits, scheme.symmetric, scheme.group_size, method, power.double().numpy()
-    )
+    expected = naive.grid(weight.double().numpy(), scheme, method, power.double().numpy())
     np.testing.assert_array_equal(found.scales.numpy(), expected.scales)
     np.testing.assert_array_equal(found.zero_points.numpy(), expected.zero_points)
 

@@ -19,7 +19,7 @@ SCHEMES = [
 def test_rounding_is_that_of_plain_loops(naive: Any, scheme: WeightScheme) -> None:
     weight = torch.randn(7, 96, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).float()
     found = find_grid(weight, scheme, "mse", None, torch.bfloat16).quantize(weight)
-    grid = naive.grid(weight.double().numpy(), scheme.bits, scheme.symmetric, scheme.group_size, "mse", None)
+    grid = naive.grid(weight.double().numpy(), scheme, "mse", None)
     codes = naive.round_to_nearest(weight.double().numpy(), grid)
     np.testing.assert_array_equal(found.codes.numpy(), codes)
     np.testing.assert_allclose(found.dequantize().numpy(), naive.values(codes, grid), rtol=1e-7)

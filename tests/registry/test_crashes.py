@@ -63,15 +63,17 @@ def kill_before_step(number: int) -> None:
     sys.addaudithook(hook)
 
 
-def test_a_publish_killed_at_any_step_leaves_a_sound_registry(make_run: MakeRun, tmp_path: Path, helpers: Any) -> None:
+def test_a_publish_killed_at_any_step_leaves_a_sound_registry(
+    make_run: MakeRun, quick_path: Path, helpers: Any
+) -> None:
     files = {"model.onnx": b"graph"}
     old, new = make_run("old", files=files), make_run("new", files=files | {"model.onnx.data": b"x" * 5000})
-    start_store = tmp_path / "start"
+    start_store = quick_path / "start"
     before = publish(old / "artifact", old, start_store, "small", ["latest", "1.0"]).bundle_digest
     after = directory_digest(new / "artifact")
     seen: set[str] = set()
     for number in range(1, 1000):
-        store = tmp_path / f"store{number}"
+        store = quick_path / f"store{number}"
         shutil.copytree(start_store, store)
 
         def killed(number: int = number, store: Path = store) -> None:
@@ -86,7 +88,7 @@ def test_a_publish_killed_at_any_step_leaves_a_sound_registry(make_run: MakeRun,
         found = {listing.tag: listing for listing in list_artifacts(store)}
         names = {"latest", "1.0"} | ({"1.1"} if verify(store, "small").bundle_digest == after else set())
         assert set(found) == names and not any(listing.problem for listing in found.values())
-        seen.add(pull(store, "small", tmp_path / f"out{number}").bundle_digest)
+        seen.add(pull(store, "small", quick_path / f"out{number}").bundle_digest)
         publish(new / "artifact", new, store, "small", ["latest", "1.1"])
         assert verify(store, "small:1.1").bundle_digest == after
         assert list((store / ".partial").iterdir()) == []
@@ -96,11 +98,11 @@ def test_a_publish_killed_at_any_step_leaves_a_sound_registry(make_run: MakeRun,
 
 
 def test_the_first_publish_killed_at_any_step_can_be_done_again(
-    make_run: MakeRun, tmp_path: Path, helpers: Any
+    make_run: MakeRun, quick_path: Path, helpers: Any
 ) -> None:
     run = make_run(files={"model.onnx": b"graph"})
     for number in range(1, 1000):
-        store = tmp_path / f"store{number}"
+        store = quick_path / f"store{number}"
 
         def killed(number: int = number, store: Path = store) -> None:
             kill_before_step(number)
@@ -118,21 +120,21 @@ def test_the_first_publish_killed_at_any_step_can_be_done_again(
     assert number > 20
 
 
-def test_a_pull_killed_at_any_step_shows_all_or_nothing(run: Path, registry: Path, tmp_path: Path) -> None:
-    receipt = publish(run / "artifact", run, registry, "small")
+def test_a_pull_killed_at_any_step_shows_all_or_nothing(run: Path, quick_path: Path) -> None:
+    receipt = publish(run / "artifact", run, quick_path / "store", "small")
     for number in range(1, 1000):
-        out = tmp_path / f"out{number}"
+        out = quick_path / f"out{number}"
 
         def killed(number: int = number, out: Path = out) -> None:
             kill_before_step(number)
-            pull(registry, "small", out)
+            pull(quick_path / "store", "small", out)
 
         status = in_process(killed)
         if status == 0:
             break
         assert status == signal.SIGKILL
         assert not out.exists() or directory_digest(out) == receipt.bundle_digest
-        assert pull(registry, "small", out).digest == receipt.digest
+        assert pull(quick_path / "store", "small", out).digest == receipt.digest
     assert number > 5
 
 

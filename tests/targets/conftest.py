@@ -29,7 +29,7 @@ def make_recipe(target: dict[str, Any], **quantize: Any) -> Recipe:
         "name": "tiny",
         "model": {"source": "./model"},
         "calibration": {"source": "python-docs"},
-        "quantize": {"method": "rtn", "range": "minmax", "scheme": "W4A16", "group_size": 32} | quantize,
+        "quantize": {"method": "rtn", "range": "mse", "scheme": "W4A16", "group_size": 32} | quantize,
         "target": target,
         "evaluate": {"quality": [{"metric": "kl_divergence"}]},
         "gate": {"kl_divergence": {"max": 0.1}},

@@ -277,9 +277,7 @@ def test_shards_hold_the_same_model(
     np.testing.assert_array_equal(one, many)
 
 
-def test_a_baseline_in_shards_stays_a_checkpoint(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_baseline_in_shards_stays_a_checkpoint(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from assay.models.checkpoint import Checkpoint
 
     monkeypatch.setattr(target, "SHARD_BYTES", 100_000)

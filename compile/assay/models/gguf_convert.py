@@ -74,6 +74,9 @@ def _load(path: Path, header: GgufHeader) -> tuple[Any, Any]:
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    # How they were loaded here is no fact about the model: the same file has to give the same bytes, online and offline.
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
     return model, tokenizer
 
 

@@ -228,7 +228,9 @@ def _initializer(graph: ir.Graph, name: str, values: Tensor) -> ir.Value:
     exact = values.dtype == torch.bfloat16
     array = values.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if exact else values.numpy()
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(tuple(values.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tuple(values.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 

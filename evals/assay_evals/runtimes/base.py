@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.errors import UsageError
+from assay.errors import NotSupportedError, UsageError
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ _RUNTIMES = {
 
 def open_runtime(name: str, directory: Path) -> Runtime:
     """Load a model directory into a runtime; UsageError names what to install when the runtime is absent."""
+    if name not in _RUNTIMES:
+        raise NotSupportedError(f"{directory}: there is no runtime {name}; this release has {', '.join(_RUNTIMES)}.")
     module, _, attribute = _RUNTIMES[name].partition(":")
     try:
         opener = getattr(importlib.import_module(module), attribute)

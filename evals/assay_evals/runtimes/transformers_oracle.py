@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
 from assay.errors import AssayError, UsageError
@@ -64,16 +64,21 @@ class TransformersRuntime:
 
 def _load(directory: Path) -> Any:
     logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    settings: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
-    if getattr(config, "quantization_config", None) is None:
-        model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **settings)
-    else:
-        weights = _dequantized(directory)
+    config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    source, weights = directory, None
+    if getattr(config, "quantization_config", None) is not None:
+        source, weights = None, _dequantized(directory)
         del config.quantization_config
-        model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-            None, config=config, state_dict=weights, output_loading_info=True, **settings
-        )
+    model, report = family.from_pretrained(
+        source,
+        config=config,
+        state_dict=weights,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
     # transformers makes up random weights for those that it does not find.
     if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise ValueError(f"its tensors are not the model's: {', '.join(lost[:5])}")

@@ -1,0 +1,271 @@
+"""What a recipe asks of a model or target that cannot be done is refused by name and line, before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from assay.compatibility import check_model, shape_problems
+from assay.errors import IntegrityError, Problem, RecipeError
+from assay.models.architectures import DecoderShape, decoder_shape
+from assay.recipe import load_recipe
+
+RECIPE = """\
+version: 1
+name: tiny
+model: {source: ./model}
+calibration: {source: python-docs, samples: 8, length: 64}
+quantize:
+  scheme: W4A16
+  group_size: 32
+  method: rtn
+  overrides:
+    - {match: lm_head, scheme: W8A16}
+target: {format: onnxruntime-genai}
+evaluate:
+  length: 128
+  quality:
+    - {metric: kl_divergence, tokens: 500}
+  speed:
+    - {metric: decode_tokens_per_second, prompt_tokens: 64, new_tokens: 16}
+    - {metric: time_to_first_token, prompt_tokens: 64}
+    - {metric: size_on_disk}
+gate: {kl_divergence: {max: 0.1}}
+"""
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+SHAPE = decoder_shape(CONFIG, "here")
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Callable[..., list[Problem]]:
+    """Problems of the recipe above with one text replaced by another."""
+
+    def check(
+        old: str = "", new: str = "", shape: DecoderShape = SHAPE, assignments: tuple[str, ...] = ()
+    ) -> list[Problem]:
+        assert old in RECIPE
+        path = tmp_path / "tiny.yaml"
+        path.write_text(RECIPE.replace(old, new))
+        recipe, document = load_recipe(path, assignments)
+        found = shape_problems(recipe, shape, document)
+        assert all(problem.file == str(path) or problem.file.startswith("--set") for problem in found)
+        return found
+
+    return check
+
+
+Check = Callable[..., list[Problem]]
+
+
+def test_a_recipe_that_fits_has_no_problem(problems: Check) -> None:
+    assert problems() == []
+
+
+def test_a_group_size_that_does_not_divide_is_named_with_sizes_that_do(problems: Check) -> None:
+    shape = decoder_shape(CONFIG | {"head_dim": 48}, "here")  # o_proj has 192 inputs, too
+    assert problems("group_size: 32", "group_size: 64", shape) == []
+    (problem,) = problems("group_size: 32", "group_size: 128", shape)
+    assert (problem.line, problem.message) == (
+        7,
+        "group_size 128 does not divide the inputs of down_proj (320 inputs), gate_proj (192 inputs), k_proj (192 inputs), "
+        "lm_head (192 inputs), o_proj (192 inputs), q_proj (192 inputs), up_proj (192 inputs), v_proj (192 inputs) "
+        "(15 Linears); sizes that work: 32, 64, channel.",
+    )
+
+
+def test_inputs_that_no_group_size_divides_leave_the_whole_row(problems: Check) -> None:
+    shape = decoder_shape(CONFIG | {"intermediate_size": 100}, "here")
+    (problem,) = problems(shape=shape)
+    assert (
+        problem.message
+        == "group_size 32 does not divide the inputs of down_proj (100 inputs) (2 Linears); sizes that work: channel."
+    )
+    assert problems("group_size: 32", "group_size: channel", shape) == []
+
+
+def test_each_group_size_that_does_not_divide_is_a_problem_at_its_own_line(problems: Check) -> None:
+    shape = decoder_shape(CONFIG | {"hidden_size": 96, "head_dim": 48}, "here")
+    old = "    - {match: lm_head, scheme: W8A16}"
+    found = problems(
+        old,
+        f"{old}\n    - {{match: '*.down_proj', scheme: W8A16, group_size: 128}}",
+        shape,
+        ("quantize.group_size=64",),
+    )
+    assert [(problem.line, problem.file.startswith("--set"), problem.message[:14]) for problem in found] == [
+        (0, True, "group_size 64 "),
+        (11, False, "group_size 128"),
+    ]
+    assert "down_proj (320 inputs) (2 Linears); sizes that work: 32, 64, channel." in found[1].message
+
+
+def test_the_size_that_was_asked_for_need_not_be_written_down(problems: Check) -> None:
+    shape = decoder_shape(CONFIG | {"hidden_size": 96, "head_dim": 48}, "here")
+    (problem,) = problems("  group_size: 32\n", "", shape)
+    assert (problem.line, problem.message[:14]) == (5, "group_size 64 ")
+
+
+def test_an_override_that_matches_nothing_is_named_with_what_there_is(problems: Check) -> None:
+    old = "    - {match: lm_head, scheme: W8A16}"
+    found = problems(old, f"{old}\n    - {{match: '*.q_prj', scheme: W8A16}}\n    - {{match: head, scheme: none}}")
+    assert [problem.line for problem in found] == [11, 12]
+    assert found[0].message == (
+        "the override '*.q_prj' matches no module; there are lm_head and, in each layer, self_attn.q_proj, self_attn.k_proj, "
+        "self_attn.v_proj, self_attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj."
+    )
+    assert "the override 'head' matches no module" in found[1].message
+
+
+def test_an_override_behind_one_that_wins_still_matches(problems: Check) -> None:
+    old = "    - {match: lm_head, scheme: W8A16}"
+    assert problems(old, f"{old}\n    - {{match: 'lm_*', scheme: none}}") == []
+
+
+def test_overrides_that_leave_nothing_are_a_problem(problems: Check) -> None:
+    (problem,) = problems("{match: lm_head, scheme: W8A16}", "{match: '*', scheme: none}")
+    assert (problem.line, problem.message) == (9, "the overrides leave nothing to quantize.")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "{match: '*.q_proj', scheme: W8A16}",
+        "{match: '*.v_proj', scheme: none}",
+        "{match: '*.k_proj', scheme: W4A16, group_size: channel}",
+        "{match: 'model.layers.1.self_attn.[qk]_proj', scheme: W8A16}",
+        "{match: '*.v_proj', scheme: W4A16_ASYM}",
+    ],
+)
+def test_q_k_and_v_are_one_product_for_onnxruntime(problems: Check, override: str) -> None:
+    old = "{match: lm_head, scheme: W8A16}"
+    (problem,) = problems(old, override)
+    layer = 1 if "layers.1" in override else 0
+    names = ", ".join(f"model.layers.{layer}.self_attn.{letter}_proj" for letter in "qkv")
+    assert problem.line == 9
+    assert problem.message.startswith(
+        f"onnxruntime-genai computes {names} as one product, so they need the same scheme"
+    )
+    assert 'match all three, e.g. "*.self_attn.[qkv]_proj".' in problem.message
+
+
+def test_the_advice_on_q_k_and_v_works(problems: Check) -> None:
+    assert problems("{match: lm_head, scheme: W8A16}", '{match: "*.self_attn.[qkv]_proj", scheme: W8A16}') == []
+
+
+def test_compressed_tensors_stores_q_k_and_v_apart(problems: Check, tmp_path: Path) -> None:
+    changed = RECIPE.replace("onnxruntime-genai", "compressed-tensors").replace("match: lm_head", "match: '*.q_proj'")
+    (tmp_path / "apart.yaml").write_text(changed)
+    recipe, document = load_recipe(tmp_path / "apart.yaml")
+    assert shape_problems(recipe, SHAPE, document) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [("samples: 8, length: 64", "samples: 8, length: 257", 4), ("length: 128", "length: 257", 13)],
+)
+def test_windows_longer_than_the_context_are_a_problem(problems: Check, old: str, new: str, line: int) -> None:
+    (problem,) = problems(old, new)
+    assert (problem.line, problem.message) == (line, "longer than the model's context of 256 tokens.")
+    assert problems(old, new.replace("257", "256")) == []
+
+
+def test_every_length_that_is_too_long_is_a_problem(problems: Check) -> None:
+    short = decoder_shape(CONFIG | {"max_position_embeddings": 32}, "here")
+    assert [problem.line for problem in problems(shape=short)] == [4, 13, 17, 18]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("prompt_tokens: 64, new_tokens: 16", "prompt_tokens: 241, new_tokens: 16", 17),
+        ("{metric: time_to_first_token, prompt_tokens: 64}", "{metric: time_to_first_token, prompt_tokens: 257}", 18),
+    ],
+)
+def test_prompts_longer_than_the_context_are_a_problem(problems: Check, old: str, new: str, line: int) -> None:
+    (problem,) = problems(old, new)
+    assert (problem.line, problem.message) == (line, "prompt and new tokens exceed the model's context of 256.")
+
+
+def test_an_unknown_context_refuses_nothing(problems: Check) -> None:
+    unknown = decoder_shape({key: value for key, value in CONFIG.items() if key != "max_position_embeddings"}, "here")
+    assert problems("samples: 8, length: 64", "samples: 8, length: 9999", unknown) == []
+
+
+@pytest.fixture
+def recipe_at(tmp_path: Path) -> Callable[[dict[str, object]], Path]:
+    """The recipe above beside a model directory with this config.json."""
+
+    def make(config: dict[str, object]) -> Path:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+        (tmp_path / "tiny.yaml").write_text(RECIPE)
+        return tmp_path / "tiny.yaml"
+
+    return make
+
+
+def check(path: Path) -> DecoderShape | None:
+    return check_model(*load_recipe(path), path.parent, fetch=False)
+
+
+def test_a_model_that_fits_gives_its_shape(recipe_at: Callable[..., Path]) -> None:
+    assert check(recipe_at(CONFIG)) == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
+            "GPT2LMHeadModel of model_type 'gpt2' is not supported yet",
+        ),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, "BertModel of model_type 'bert' is not supported yet"),
+        ({"auto_map": {"AutoModel": "evil.Evil"}}, "the model brings its own Python code"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+    ],
+)
+def test_a_model_that_is_not_supported_is_a_problem_at_its_line(
+    recipe_at: Callable[..., Path], changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        check(recipe_at(CONFIG | changes))
+    assert [(problem.line, problem.message[:9]) for problem in caught.value.problems] == [(3, "./model: ")]
+
+
+def test_a_model_that_is_not_there_is_a_problem_at_its_line(recipe_at: Callable[..., Path]) -> None:
+    path = recipe_at(CONFIG)
+    path.write_text(RECIPE.replace("./model", "./modle"))
+    with pytest.raises(RecipeError, match="modle does not exist") as caught:
+        check(path)
+    assert [problem.line for problem in caught.value.problems] == [3]
+
+
+def test_every_problem_with_the_model_is_told_at_once(recipe_at: Callable[..., Path]) -> None:
+    path = recipe_at(CONFIG | {"intermediate_size": 100, "max_position_embeddings": 100})
+    path.write_text(RECIPE.replace("match: lm_head", "match: nothing"))
+    with pytest.raises(RecipeError) as caught:
+        check(path)
+    assert sorted(problem.line for problem in caught.value.problems) == [7, 10, 13]
+
+
+def test_a_damaged_model_is_no_fault_of_the_recipe(recipe_at: Callable[..., Path]) -> None:
+    path = recipe_at(CONFIG)
+    (path.parent / "model" / "config.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"config\.json: not valid JSON"):
+        check(path)
