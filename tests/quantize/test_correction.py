@@ -61,3 +61,9 @@ def test_its_inputs_stay_as_they_are() -> None:
     before = gram.clone(), drift.clone(), weight.clone()
     corrected(weight.float(), gram, drift, 0.5)
     assert all(torch.equal(one, other) for one, other in zip(before, (gram, drift, weight), strict=True))
+
+
+def test_inputs_that_are_always_zero_leave_the_weight_alone() -> None:
+    weight = torch.randn(4, 8)
+    zeros = torch.zeros(8, 8)
+    assert torch.equal(corrected(weight, zeros, zeros, 0.5), weight)

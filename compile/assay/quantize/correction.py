@@ -18,7 +18,10 @@ def corrected(weight: Tensor, gram: Tensor, drift: Tensor, share: float) -> Tens
 
     gram: X̃ᵀX̃ [in, in].  drift: (X − X̃)ᵀX̃ [in, in], so that the step is W·drift·(gram + λI)⁻¹ and vanishes when nothing drifted.
     """
+    ridge = _RIDGE * gram.diagonal().mean()
+    if ridge == 0:
+        return weight
     damped = gram.double()
-    damped.diagonal().add_(_RIDGE * damped.diagonal().mean())
-    step = torch.linalg.solve(damped, (weight @ drift).double().T).T
+    damped.diagonal().add_(ridge)
+    step = torch.cholesky_solve((weight @ drift).double().T, torch.linalg.cholesky(damped)).T
     return weight + share * step.float()
