@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -114,14 +114,14 @@ def test_a_wrong_request_is_exit_code_2_and_says_why(
 
 def test_check_answers_at_once(assay: Assay) -> None:
     assert SHIPPED
-    best = float("inf")
-    for _ in range(20):  # the best of five where the machine is idle, of more where others use it
-        started = time.perf_counter()
+    seconds: list[float] = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert assay("check", SHIPPED[0]).returncode == 0
-        best = min(best, time.perf_counter() - started)
-        if best < 0.4:
-            return
-    pytest.fail(f"the best of 20 took {best:.2f} s")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of the processor: what one waits for on an idle machine, whoever else uses this one.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.4
 
 
 def _imported(*arguments: object) -> set[str]:
@@ -225,7 +225,8 @@ def test_what_was_tampered_with_is_exit_code_5(assay: Assay, run: Path, place: S
         assert done.returncode == 5 and str(run) in done.stderr and not done.stdout
     store = shutil.copytree(place.registry, tmp_path / "damaged")
     blob = max((store / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
-    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    data = blob.read_bytes()
+    blob.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for command in (("verify",), ("pull", tmp_path / "served")):
         done = assay(command[0], "passes:latest", *command[1:], "--registry", store)
         assert done.returncode == 5 and blob.name in done.stderr

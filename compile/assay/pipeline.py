@@ -13,7 +13,7 @@ from assay.job import resolve
 from assay.recipe import Recipe
 from assay.registry.publish import Receipt
 from assay.workspace import Workspace
-from assay_evals.evaluate import evaluate
+from assay_evals.evaluate import check_evaluation, evaluate
 from assay_evals.verdict import Verdict
 
 
@@ -41,6 +41,7 @@ def compile_recipe(
     """
     with workspace.run(recipe.name) as run:
         job = resolve(recipe, base, workspace)
+        check_evaluation(job)
         baseline, candidate = build_baseline(job, workspace), build_candidate(job, workspace)
         evidence = evaluate(job, candidate, baseline, workspace, run / EVIDENCE, fresh=fresh_evidence)
         point_link(run / ARTIFACT, candidate)

@@ -24,7 +24,7 @@ from assay.recipe import Gptq, Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
-from assay_evals.evaluate import measure_stages
+from assay_evals.evaluate import check_evaluation, measure_stages
 from assay_evals.planning import Reach, plan_gates
 
 # Share of the matrix speed that each kind of work reaches, fitted on two cores.
@@ -76,6 +76,7 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
         del seconds["source"], cached["source"]
     if not located.is_gguf or space.holds(source_stage(located.path)):
         job = resolve(recipe, base, space)
+        check_evaluation(job)
         stages = {"quantize": job.quantize_stage, "baseline": job.baseline_stage, "compile": job.candidate_stage}
         cached |= {"source": True} if located.is_gguf else {}
         cached |= {name: space.holds(stage) for name, stage in stages.items()}
@@ -122,6 +123,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     scored = max((getattr(metric, "tokens", 0) for metric in evaluation.quality), default=0)
     asked = max((getattr(metric, "samples", 0) for metric in evaluation.quality), default=0)
     scoring = 2 * max(scored, asked * 25) * 2 * weights / (speed * _SCORING_EFFICIENCY)
+    timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
     prompts = max((getattr(metric, "prompt_tokens", 0) for metric in evaluation.speed), default=0)
     new = max((getattr(metric, "new_tokens", 0) for metric in evaluation.speed), default=0)
     request = 2 * prompts * 2 * weights / (speed * _SCORING_EFFICIENCY) + new * float_bytes / _DECODE_BYTES_PER_SECOND
@@ -131,7 +133,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
         "baseline": 5 + float_bytes / 2e8,
         "compile": 2 + float_bytes / 1e8,
         "quality": _PROCESS_SECONDS + scoring,
-        "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if evaluation.speed else 0.0,
+        "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if timed else 0.0,
     }
 
 

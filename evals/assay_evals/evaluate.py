@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, file_digests, read_manifest
 from assay.calibration import encode
@@ -47,6 +48,17 @@ def evaluate(
     environment = speed.header.environment
     whole = dataclasses.replace(comparison.header, checks=quality.header.checks, environment=environment)
     return write_evidence(destination, whole, (*quality.windows, *quality.clozes), speed.runs)
+
+
+def check_evaluation(job: Job) -> None:
+    """UsageError when evaluating must fail: the text is too short for what the recipe declares, or the runtime is not there.
+
+    Asked before hours are spent on building what could then not be measured.
+    """
+    runtime_version(TARGETS[job.recipe.target.format].runtime)
+    documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
+    select_passages(documents, tokenizer, job.recipe.evaluate)
+    _requests(job, documents, tokenizer)
 
 
 def measure_stages(job: Job, candidate: Path, baseline: Path) -> tuple[Stage, Stage]:
@@ -106,15 +118,18 @@ class _Comparison:
         write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks), rows, ())
 
     def speed(self, partial: Path, workspace: Workspace) -> None:
-        evaluation = self.job.recipe.evaluate
-        tokenizer = load_tokenizer(self.job.checkpoint.directory)
-        stream = [token for document in self.documents for token in encode(document, tokenizer)]
-        requests = requests_of(evaluation, stream)
+        requests = _requests(self.job, self.documents, load_tokenizer(self.job.checkpoint.directory))
         runs = []
         if requests:
             arms: dict[ArmName, Path] = {"baseline": self.baseline, "candidate": self.candidate}
-            runs = list(measure_speed(arms, self.runtime, requests, evaluation.blocks, workspace.progress))
+            blocks = self.job.recipe.evaluate.blocks
+            runs = list(measure_speed(arms, self.runtime, requests, blocks, workspace.progress))
         write_evidence(partial / _ROWS, self.header, (), runs)
+
+
+def _requests(job: Job, documents: list[Document], tokenizer: Any) -> list[dict[str, Any]]:
+    stream = [token for document in documents for token in encode(document, tokenizer)]
+    return requests_of(job.recipe.evaluate, stream)
 
 
 def _header(job: Job, candidate: Path, baseline: Path, documents: list[Document]) -> Header:

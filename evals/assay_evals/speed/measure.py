@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from assay.errors import AssayError
+from assay.errors import AssayError, UsageError
 from assay.host import offline_environment
 from assay.progress import Progress
 from assay.recipe import DecodeMetric, Evaluate, TimeToFirstTokenMetric
@@ -32,7 +32,7 @@ def requests_of(evaluate: Evaluate, stream: list[int]) -> list[dict[str, Any]]:
     if not wanted and any(metric.metric == "peak_memory" for metric in evaluate.speed):
         wanted[256] = 16
     if wanted and len(stream) < max(wanted):
-        raise AssayError(f"the evaluation text has {len(stream)} tokens, too few for a prompt of {max(wanted)}.")
+        raise UsageError(f"the evaluation text has {len(stream)} tokens, too few for a prompt of {max(wanted)}.")
     return [{"prompt": stream[:length], "new_tokens": new_tokens} for length, new_tokens in sorted(wanted.items())]
 
 
