@@ -33,18 +33,24 @@ def write_shuffled_model(directory: Path, seed: int = 0) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     convert_gguf(located.path, directory)
     tensors = load_file(directory / SINGLE)
-    save_file(_shuffled(tensors, read_json(directory / "config.json"), seed), directory / SINGLE, {"format": "pt"})
+    save_file(
+        shuffle_channels(tensors, read_json(directory / "config.json"), seed), directory / SINGLE, {"format": "pt"}
+    )
 
 
-def _shuffled(tensors: dict[str, Tensor], config: dict[str, int], seed: int) -> dict[str, Tensor]:
+def shuffle_channels(tensors: dict[str, Tensor], config: dict[str, int], seed: int) -> dict[str, Tensor]:
     """A Llama's tensors, tied embeddings, every channel moved along with all that reads or writes it."""
     random = torch.Generator().manual_seed(seed)
     hidden, kv_heads = config["hidden_size"], config["num_key_value_heads"]
-    head_size = hidden // config["num_attention_heads"]
+    head_size = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries_per_head = config["num_attention_heads"] // kv_heads
     residual = torch.randperm(hidden, generator=random)
     # What each kind of tensor has along its first and its last dimension.
-    moved = {name: tensor[..., residual] for name, tensor in tensors.items() if "o_proj" not in name and "down_proj" not in name}
+    moved = {
+        name: tensor[..., residual]
+        for name, tensor in tensors.items()
+        if "o_proj" not in name and "down_proj" not in name
+    }
     for layer in range(config["num_hidden_layers"]):
         attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
         inner = torch.randperm(config["intermediate_size"], generator=random)

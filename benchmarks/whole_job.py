@@ -34,7 +34,11 @@ def resident_bytes(process: psutil.Process) -> int:
 
 def main() -> None:
     recipe = Path(sys.argv[1]) if len(sys.argv) > 1 else DEMO
-    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+    ):
         command = [Path(sys.executable).with_name("assay"), "compile", recipe, "--json", "--workspace", directory]
         command += ["--set", f"publish.registry={directory}/store"]
         started, peak = time.perf_counter(), 0

@@ -40,7 +40,10 @@ def test_what_lies_in_the_working_directory_is_not_imported(
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("print('first'); sys.stderr.write('it burns'); sys.exit(3)", r"^the builder failed \(exit code 3\):\nfirst\nit burns$"),
+        (
+            "print('first'); sys.stderr.write('it burns'); sys.exit(3)",
+            r"^the builder failed \(exit code 3\):\nfirst\nit burns$",
+        ),
         ("raise ValueError('no good')", r"(?s)exit code 1\).*ValueError: no good"),
         ("import os; os.kill(os.getpid(), 9)", r"^the builder was killed by SIGKILL\. .* memory runs out"),
         ("import os; os.kill(os.getpid(), 11)", r"^the builder was killed by SIGSEGV\.$"),

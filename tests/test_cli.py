@@ -52,9 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, make_recipe: MakeRecipe) -> 
     (root / "recipes/same.txt").write_text("The cat sat on the mat and looked at Python. " * 200)
     same = {"source": "text", "path": "same.txt"}
     evaluate = {"text": same, "length": 64, "quality": [{"metric": "kl_divergence", "tokens": 200}]}
-    calibration = same | {"samples": 4, "length": 32}
     gate = {"kl_divergence": {"max": 1.0}}
-    runs["INVALID"] = compile_("invalid", calibration=calibration, evaluate=evaluate, gate=gate)
+    # All of one document: nothing is known of the spread between documents.
+    runs["INVALID"] = compile_("invalid", evaluate=evaluate, gate=gate)
     recipe = make_recipe(root / "recipes", name="passes", publish={"registry": str(registry)})
     return SimpleNamespace(root=root, registry=registry, runs=runs, recipe=recipe)
 
@@ -144,7 +144,7 @@ def test_light_commands_import_nothing_heavy(place: SimpleNamespace, tmp_path: P
         destination = (tmp_path / "served",) if command == "pull" else ()
         assert _imported(command, *reference, *destination, "--registry", place.registry) == set()
     assert _imported("check", place.recipe) == set()
-    assert _imported("verify", tmp_path / "served") == set()
+    assert _imported("verify", tmp_path / "served", "--registry", place.registry) == set()
     assert not {"torch", "transformers", "onnxruntime", "safetensors"} & _imported("gate", run)
 
 
@@ -241,6 +241,37 @@ def test_a_defect_is_not_taken_for_a_fail(tmp_path: Path) -> None:
     assert done.returncode == 4 and "Traceback" in done.stderr and "TypeError" in done.stderr
 
 
+def test_a_pulled_directory_is_verified_against_its_registry(
+    assay: Assay, place: SimpleNamespace, tmp_path: Path
+) -> None:
+    served, store = tmp_path / "passes", ("--registry", place.registry)
+    assert assay("pull", "passes:latest", served, *store).returncode == 0
+    done = assay("verify", served, *store)
+    assert done.returncode == 0 and "PASS       for exactly these bytes" in done.stdout
+    digest = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("digest"))
+    assert assay("verify", served, "--digest", digest, cwd=tmp_path).returncode == 0, "without a registry"
+    assert assay("verify", served, cwd=tmp_path).returncode == 2, "neither a registry nor a digest"
+    both = assay("verify", "passes", *store, cwd=tmp_path)
+    assert both.returncode == 2 and "write ./passes or passes:TAG" in both.stderr
+    assert assay("verify", "./passes", *store, cwd=tmp_path).returncode == 0
+    (served / "tokenizer.json").write_text("{}")
+    changed = assay("verify", served, *store)
+    assert changed.returncode == 5 and "are of no artifact in" in changed.stderr and not changed.stdout
+
+
+def test_what_a_command_lacks_is_named_with_its_extra(assay: Assay, place: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('No module', name='torch')")
+    done = assay("plan", place.recipe, PYTHONPATH=str(tmp_path))
+    assert (
+        done.returncode == 2 and "needs torch, which is not installed: pip install 'assay[compile,cpu]'" in done.stderr
+    )
+
+
+def test_a_tag_that_cannot_be_is_a_usage_error(assay: Assay, run: Path, tmp_path: Path) -> None:
+    done = assay("publish", run, "--registry", tmp_path / "store", "--tag", "a b")
+    assert done.returncode == 2 and "'a b' cannot be a tag" in done.stderr and not (tmp_path / "store").exists()
+
+
 # JSON, quiet, terminals
 
 
@@ -255,7 +286,8 @@ def _published(place: SimpleNamespace, tmp_path: Path, run: Path) -> list[tuple[
         ("show", "passes:latest", *store),
         ("verify", "passes:latest", *store),
         ("pull", "passes:latest", tmp_path / "served", *store),
-        ("verify", tmp_path / "served"),
+        ("verify", tmp_path / "served", *store),
+        ("schema",),
     ]
 
 

@@ -161,18 +161,33 @@ def test_q_k_and_v_are_one_product_for_onnxruntime(problems: Check, override: st
     assert problem.message.startswith(
         f"onnxruntime-genai computes {names} as one product, so they need the same scheme"
     )
-    assert 'match all three, e.g. "*.self_attn.[qkv]_proj".' in problem.message
+    assert 'let one override match all of them, e.g. "*.self_attn.[qkv]_proj".' in problem.message
 
 
 def test_the_advice_on_q_k_and_v_works(problems: Check) -> None:
     assert problems("{match: lm_head, scheme: W8A16}", '{match: "*.self_attn.[qkv]_proj", scheme: W8A16}') == []
 
 
-def test_compressed_tensors_stores_q_k_and_v_apart(problems: Check, tmp_path: Path) -> None:
-    changed = RECIPE.replace("onnxruntime-genai", "compressed-tensors").replace("match: lm_head", "match: '*.q_proj'")
-    (tmp_path / "apart.yaml").write_text(changed)
-    recipe, document = load_recipe(tmp_path / "apart.yaml")
-    assert shape_problems(recipe, SHAPE, document) == []
+@pytest.mark.parametrize(
+    ("match", "example"), [("*.q_proj", "*.self_attn.[qkv]_proj"), ("*.gate_proj", "*.mlp.[gu]*_proj")]
+)
+def test_what_serving_engines_fuse_needs_one_scheme(tmp_path: Path, match: str, example: str) -> None:
+    """Known before anything is quantized; and what the message proposes is right."""
+
+    def found(pattern: str) -> list[Problem]:
+        changed = RECIPE.replace("onnxruntime-genai", "compressed-tensors").replace(
+            "match: lm_head", f"match: '{pattern}'"
+        )
+        changed = re.sub(r"    - {metric: (decode|time).*\n", "", changed)
+        (tmp_path / "apart.yaml").write_text(changed)
+        recipe, document = load_recipe(tmp_path / "apart.yaml")
+        return list(shape_problems(recipe, SHAPE, document))
+
+    (problem,) = found(match)
+    assert (
+        "serving engines such as vLLM compute model.layers.0." in problem.message and f'"{example}"' in problem.message
+    )
+    assert found(example) == []
 
 
 @pytest.mark.parametrize(
@@ -199,7 +214,10 @@ def test_every_length_that_is_too_long_is_a_problem(problems: Check) -> None:
 )
 def test_prompts_longer_than_the_context_are_a_problem(problems: Check, old: str, new: str, line: int) -> None:
     (problem,) = problems(old, new)
-    assert (problem.line, problem.message) == (line, "a request of 257 tokens exceeds the model's context of 256 tokens.")
+    assert (problem.line, problem.message) == (
+        line,
+        "a request of 257 tokens exceeds the model's context of 256 tokens.",
+    )
 
 
 def test_an_unknown_context_refuses_nothing(problems: Check) -> None:

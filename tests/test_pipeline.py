@@ -14,13 +14,14 @@ import pytest
 from assay.artifact import bundle_digest, directory_digest, read_manifest
 from assay.build import build_candidate
 from assay.conclusion import judge_again, publish_run
-from assay.errors import IntegrityError, PublishRefusedError, UsageError
+from assay.errors import AssayError, IntegrityError, PublishRefusedError, UsageError
 from assay.files import canonical_json, read_json, readable_json, sha256_bytes, sha256_file
 from assay.host import package_versions
 from assay.job import resolve
 from assay.pipeline import Outcome, compile_recipe
 from assay.progress import Progress
-from assay.recipe import Publish, load_recipe
+from assay.quantize.model import quantize_model
+from assay.recipe import load_recipe
 from assay.registry.inspection import verify
 from assay.registry.pull import pull
 from assay.workspace import Workspace
@@ -189,7 +190,7 @@ def test_the_artifact_depends_on_neither_place_nor_time(tiny: Tiny, tmp_path: Pa
     [
         ({"gate": IMPOSSIBLE}, "FAIL", 1),
         ({"gate": None}, "INCONCLUSIVE", 3),
-        ({"calibration": {"source": "text", "path": "text.txt", "samples": 4, "length": 32}}, "INVALID", 4),
+        ({}, "INVALID", 4),
     ],
 )
 def test_only_a_pass_is_published(
@@ -202,7 +203,7 @@ def test_only_a_pass_is_published(
         found = own.outcome.verdict.row("kl_divergence")
         parts = {"gate": {"kl_divergence": {"max": found.difference}}}
     if verdict == "INVALID":
-        # Calibrated on the very text that is used for the evaluation.
+        # All of one document: nothing is known of the spread between documents.
         (directory / "text.txt").write_text("The cat sat on the mat and looked at Python. " * 400)
         text = {"source": "text", "path": "text.txt"}
         parts |= {"evaluate": {"text": text, "length": 64, "quality": [{"metric": "kl_divergence", "tokens": 300}]}}
@@ -212,9 +213,66 @@ def test_only_a_pass_is_published(
     assert (outcome.verdict.verdict, outcome.verdict.exit_code) == (verdict, exit_code)
     assert outcome.receipt is None and verdict in (outcome.refused or "")
     with pytest.raises(PublishRefusedError) as refused:
-        publish_run(outcome.run, Publish(registry=str(registry)), force=True)
+        publish_run(outcome.run, registry, ("latest",), force=True)
     assert refused.value.exit_code == exit_code
     assert not registry.exists(), "not even an empty registry is left"
+
+
+def test_text_that_was_calibrated_on_is_refused_before_anything_is_built(
+    tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    (tmp_path / "text.txt").write_text(
+        "\n---\n".join(f"In the year {n} the cat sat on mat {n * n}. " * 30 for n in range(9))
+    )
+    text = {"source": "text", "path": "text.txt"}
+    evaluate = {"text": text, "length": 64, "quality": [{"metric": "kl_divergence", "tokens": 300}]}
+    gate = {"kl_divergence": {"max": 1.0}}
+    recipe = make_recipe(tmp_path, calibration=text | {"samples": 4, "length": 32}, evaluate=evaluate, gate=gate)
+    with pytest.raises(UsageError, match=r"evaluate\.text was calibrated on: .* stand in the calibration text"):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not any((tmp_path / "artifacts/cache").glob("*"))
+
+
+def test_a_registry_that_cannot_be_is_known_before_anything_is_built(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/letter.txt").touch()
+    recipe = make_recipe(tmp_path, publish={"registry": str(tmp_path / "taken")})
+    with pytest.raises(UsageError, match="not a registry, and not empty"):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not any((tmp_path / "artifacts").rglob("cache/*"))
+
+
+def test_a_version_that_is_taken_leaves_the_verdict_to_be_seen(own: Tiny, make_recipe: MakeRecipe) -> None:
+    """And the code of what went wrong."""
+    parts = {"quantize": {"scheme": "W8A16", "group_size": 64, "method": "rtn"}}
+    publish = {"registry": str(own.registry), "tags": ["1.0"]}
+    outcome = compile_(make_recipe(own.recipe.parent, publish=publish, **parts), own.workspace)
+    assert (outcome.verdict.verdict, outcome.receipt, outcome.exit_code) == ("PASS", None, 2)
+    assert "versions do not move" in (outcome.refused or "") and outcome.report.is_file()
+
+
+def test_a_model_that_changes_under_the_job_is_noticed(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path)
+    path = tmp_path / "model/model.safetensors"
+
+    def touched(*arguments: Any) -> None:
+        quantize_model(*arguments)
+        path.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr("assay.build.quantize_model", touched)
+    with pytest.raises(AssayError, match="changed while they were read"):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not [stage for stage in (tmp_path / "artifacts/cache").glob("quantize-*") if stage.suffix != ".resumable"]
+
+
+def test_a_pickle_is_never_handed_to_the_builder(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(tmp_path, target={"format": "onnxruntime-genai"})
+    (tmp_path / "model/model.safetensors").rename(tmp_path / "model/pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"pytorch_model\.bin is a pickle, which Assay never loads"):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not any((tmp_path / "artifacts/cache").glob("*"))
 
 
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:
@@ -231,13 +289,13 @@ def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Ti
 
 def _refused(run: Path, registry: Path) -> str:
     with pytest.raises(IntegrityError) as refused:
-        publish_run(run, Publish(registry=str(registry)), force=True)
+        publish_run(run, registry, ("latest",), force=True)
     assert refused.value.exit_code == 5 and not registry.exists()
     return str(refused.value)
 
 
 def test_the_untouched_copy_can_be_published(run: Path, tmp_path: Path) -> None:
-    assert publish_run(run, Publish(registry=str(tmp_path / "store"))).created
+    assert publish_run(run, tmp_path / "store", ("latest",)).created
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "assay.lock.json", "tokenizer.json"])
@@ -324,12 +382,12 @@ def test_the_evidence_of_another_artifact_is_refused(run: Path, tmp_path: Path, 
 def test_what_is_no_finished_run_is_a_usage_error(tmp_path: Path, run: Path) -> None:
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match="not a finished run"):
-            publish_run(place, Publish(registry=str(tmp_path / "store")))
+            publish_run(place, tmp_path / "store", ("latest",))
         with pytest.raises(UsageError, match="neither a run directory"):
             judge_again(place)
     (run / "verdict.json").unlink()
     with pytest.raises(UsageError, match="not a finished run"):
-        publish_run(run, Publish(registry=str(tmp_path / "store")))
+        publish_run(run, tmp_path / "store", ("latest",))
 
 
 # Judging again

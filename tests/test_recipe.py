@@ -223,6 +223,17 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         ),
         # Contradictions
         (
+            "{format: onnxruntime-genai}",
+            "{format: compressed-tensors}",
+            "20: decode_tokens_per_second means nothing for compressed-tensors here: transformers, which evaluates it, computes "
+            "with dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured.",
+        ),
+        (
+            "registry: artifacts/store",
+            "registry: s3://bucket/models",
+            "24: s3://bucket/models: this version publishes to a directory only, an OCI image layout. Give its path.",
+        ),
+        (
             "  kl_divergence: {max: 0.1}",
             "  top1_agreement: {min: 0.9}",
             "22: the gate top1_agreement has no measurement; add {metric: top1_agreement} to evaluate.quality.",

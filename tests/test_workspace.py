@@ -95,11 +95,11 @@ def test_a_failed_stage_is_not_there(space: Workspace, resumable: bool, error: t
     with pytest.raises(error):
         space.build(STAGE, fail, resumable=resumable)
     assert not space.holds(STAGE)
-    assert names(space) == ([f"quantize-{STAGE.key}.partial"] if resumable else [])
+    assert names(space) == ([f"quantize-{STAGE.key}.resumable"] if resumable else [])
 
 
 def test_a_resumable_stage_goes_on_without_the_half_written_files(space: Workspace) -> None:
-    partial = space.path(STAGE).with_name(f"quantize-{STAGE.key}.partial")
+    partial = space.path(STAGE).with_name(f"quantize-{STAGE.key}.resumable")
     partial.mkdir(parents=True)
     (partial / "layer-0").write_text("finished")
     (partial / ".layer-1.0123456789ab.tmp").write_text("half")
@@ -115,7 +115,7 @@ def test_a_resumable_stage_goes_on_without_the_half_written_files(space: Workspa
 
 @pytest.mark.parametrize("forced", [True, False])
 def test_a_stage_that_cannot_go_on_starts_anew(space: Workspace, forced: bool) -> None:
-    partial = space.path(STAGE).with_name(f"quantize-{STAGE.key}.partial")
+    partial = space.path(STAGE).with_name(f"quantize-{STAGE.key}.{'resumable' if forced else 'partial'}")
     partial.mkdir(parents=True)
     (partial / "half").touch()
     path = again(space, force=forced).build(STAGE, Maker(), resumable=forced)
@@ -268,6 +268,15 @@ def test_a_run_begins_with_clearing_what_killed_ones_left(space: Workspace) -> N
     with again(space).run("tiny"):
         assert [path.name for path in directory.iterdir()] == ["verdict.json"]
         assert names(space) == [f"quantize-{STAGE.key}", f"quantize-{STAGE.key}.json"]
+
+
+@pytest.mark.parametrize(("suffix", "kept"), [("partial", False), ("resumable", True)])
+def test_what_nobody_goes_on_from_is_cleared_although_it_never_finished(
+    space: Workspace, suffix: str, kept: bool
+) -> None:
+    (space.root / f"cache/quantize-{STAGE.key}.{suffix}").mkdir(parents=True)
+    with again(space).run("tiny"):
+        assert bool(names(space)) == kept
 
 
 def test_clearing_leaves_alone_what_others_are_writing(space: Workspace) -> None:

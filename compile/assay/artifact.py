@@ -20,6 +20,9 @@ from assay.files import canonical_json, list_files, read_json, sha256_bytes, sha
 MANIFEST_NAME = "manifest.json"
 LOCK_NAME = "assay.lock.json"
 MANIFEST_VERSION = 1
+# Keys that make a runtime load code: a native library from the model's directory (onnxruntime-genai), Python (transformers).
+_CODE_KEYS = frozenset({"custom_ops_library", "auto_map"})
+_CONFIGURATIONS = ("genai_config.json", "config.json")
 
 
 def file_digests(directory: Path) -> dict[str, str]:
@@ -40,6 +43,24 @@ def directory_digest(directory: Path) -> str:
 def size_bytes(directory: Path) -> int:
     """Bytes on disk of all files of an artifact."""
     return sum((directory / name).stat().st_size for name in list_files(directory))
+
+
+def refuse_code(directory: Path) -> None:
+    """IntegrityError when a configuration in an artifact directory asks its runtime to load code that lies beside it."""
+    for path in (directory / name for name in _CONFIGURATIONS):
+        if path.is_file() and (found := _CODE_KEYS & _keys(read_json(path))):
+            raise IntegrityError(
+                f"{path}: {min(found)} makes a runtime load code from the artifact, which is data only."
+            )
+
+
+def _keys(value: Any) -> set[str]:
+    """Every key of nested JSON."""
+    if isinstance(value, list):
+        return {key for item in value for key in _keys(item)}
+    if not isinstance(value, dict):
+        return set()
+    return set(value) | {key for item in value.values() for key in _keys(item)}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def build_baseline(job: Job, workspace: Workspace) -> Path:
     def make(directory: Path) -> None:
         with workspace.progress.stage("build baseline", 1) as advance:
             target.build_baseline(job.checkpoint, directory)
+            job.check_source()
             advance()
 
     return workspace.build(job.baseline_stage, make)
@@ -40,6 +41,7 @@ def build_candidate(job: Job, workspace: Workspace) -> Path:
             (directory / LOCK_NAME).write_bytes(readable_json(job.lock))
             for path in directory.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
+            job.check_source()
             advance()
 
     return workspace.build(job.candidate_stage, make)
@@ -50,6 +52,7 @@ def quantize(job: Job, workspace: Workspace) -> dict[str, QuantizedModule]:
 
     def make(directory: Path) -> None:
         quantize_model(job.checkpoint, job.tokens, job.recipe.quantize, LayerStore(directory), workspace.progress)
+        job.check_source()
 
     store = LayerStore(workspace.build(job.quantize_stage, make, resumable=True))
     modules: dict[str, QuantizedModule] = {}

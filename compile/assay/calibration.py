@@ -1,11 +1,13 @@
 """Calibration tokens: windows of one length, drawn by a seed from the tokenized documents.
 
-Documents are tokenized as the model would see them (chat messages through its own template), joined with the end-of-text token,
-cut into windows, and sampled without replacement. A text too short for the declared samples is an error, never a silent repeat.
+Documents are taken in random order until there are several times as many tokens as asked for, tokenized as the model would see
+them (chat messages through its own template), joined with the end-of-text token, cut into windows, and sampled without
+replacement. A text too short for the declared samples is an error, never a silent repeat.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 from typing import Any
 
@@ -17,14 +19,22 @@ from assay.errors import UsageError
 from assay.recipe import Sampling
 from assay.text import Document
 
+_SPARE = 4
+# Some templates write today's date; the same recipe has to give the same tokens tomorrow.
+_DAY = datetime.date(2025, 1, 1)
+
 
 def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Sampling) -> Tensor:
     """int64 [samples, length], the same for the same documents, tokenizer and seed."""
+    random = torch.Generator().manual_seed(sampling.seed)
+    enough = _SPARE * sampling.samples * sampling.length
     stream: list[int] = []
-    for document in documents:
-        stream += encode(document, tokenizer)
+    for index in torch.randperm(len(documents), generator=random).tolist():
+        stream += encode(documents[index], tokenizer)
         if tokenizer.eos_token_id is not None:
             stream.append(tokenizer.eos_token_id)
+        if len(stream) >= enough:
+            break
     windows = len(stream) // sampling.length
     if windows < sampling.samples:
         raise UsageError(
@@ -32,7 +42,7 @@ def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Samp
             f"for {sampling.samples}. Lower calibration.samples or calibration.length, or give more text."
         )
     cut = torch.tensor(stream[: windows * sampling.length], dtype=torch.int64).view(windows, sampling.length)
-    chosen = torch.randperm(windows, generator=torch.Generator().manual_seed(sampling.seed))[: sampling.samples]
+    chosen = torch.randperm(windows, generator=random)[: sampling.samples]
     return cut[chosen.sort().values]
 
 
@@ -49,7 +59,7 @@ def rendered(document: Document, tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise UsageError(f"{document.name}: holds chat messages, but the model has no chat template; use a text field.")
     try:
-        return tokenizer.apply_chat_template(content, tokenize=False)
+        return tokenizer.apply_chat_template(content, tokenize=False, strftime_now=_DAY.strftime)
     except TemplateError as error:
         raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error
 

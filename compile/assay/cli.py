@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from assay import __version__
-from assay.errors import EXIT_INVALID, EXIT_OK, EXIT_USAGE, AssayError, RecipeError
+from assay.errors import EXIT_INVALID, EXIT_OK, EXIT_USAGE, AssayError, RecipeError, UsageError
 from assay.show import Output
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 PASS or done, 1 FAIL, 2 usage or recipe error, 3 INCONCLUSIVE, 4 INVALID or a failure of the machine, "
-    "5 integrity.",
+    "5 integrity; 130 interrupted by Ctrl-C.",
 )
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
@@ -32,9 +32,7 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
-WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", help="Directory for cache, runs and the default registry.")
-]
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Directory for the cache and the runs.")]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="OCI image-layout directory.")]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…")]
 DEFAULT_WORKSPACE = Path("artifacts")
@@ -67,8 +65,9 @@ def check(
 
 
 @app.command()
-def schema() -> None:
+def schema(json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Print the JSON Schema of recipes, for editors."""
+    del json, quiet  # It is JSON, and nothing else, in any case.
     from assay.files import readable_json
     from assay.recipe import Recipe
 
@@ -120,7 +119,7 @@ def compile_(
         loaded, recipe.parent, space, fresh_evidence=fresh_evidence or force, publishing=not no_publish
     )
     output.concluded(outcome)
-    raise typer.Exit(outcome.verdict.exit_code)
+    raise typer.Exit(outcome.exit_code)
 
 
 @app.command()
@@ -153,10 +152,8 @@ def publish(
 ) -> None:
     """Publish a run whose verdict is PASS and names exactly its bytes; anything else is refused."""
     from assay.conclusion import publish_run
-    from assay.recipe import Publish
 
-    destination = Publish(registry=str(registry), tags=tuple(tags or ("latest",)))
-    Output(json, quiet).published(publish_run(run, destination, force=force))
+    Output(json, quiet).published(publish_run(run, registry, tuple(tags or ("latest",)), force=force))
 
 
 @app.command()
@@ -201,16 +198,22 @@ def verify(
         str, typer.Argument(metavar="REF|DIRECTORY", help="A published artifact, or a pulled directory.")
     ],
     registry: RegistryOption = DEFAULT_REGISTRY,
-    digest: Annotated[str | None, typer.Option("--digest", help="What a directory's bundle digest must be.")] = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", help="What a directory's digest must be, in place of a registry.")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Recompute every digest of an artifact and its evidence, and check that a PASS names exactly these bytes."""
+    """Recompute every digest of an artifact and its evidence, and check that a PASS names exactly these bytes.
+
+    A pulled directory is looked up in the registry by its bytes, or compared with --digest alone.
+    """
     from assay.registry import inspection
 
     output = Output(json, quiet)
-    if Path(reference).is_dir():
-        output.verified_directory(inspection.verify_directory(Path(reference), digest))
+    if inspection.is_directory(registry, reference):
+        facts = inspection.verify_directory(Path(reference), digest)
+        output.verified_directory(facts, None if digest else inspection.verify_pulled(registry, facts))
     else:
         output.verified(inspection.verify(registry, reference))
 
@@ -246,6 +249,14 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = _EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("assay", "assay_evals"):
+            raise
+        wanted = UsageError(
+            f"this command needs {error.name}, which is not installed: pip install 'assay[compile,cpu]'."
+        )
+        _report(wanted)
+        code = wanted.exit_code
     except Exception as error:
         shown: Any = getattr(error, "show", None)
         if shown is None:

@@ -45,7 +45,10 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         problems.append(document.problem(("quantize", "overrides"), "the overrides leave nothing to quantize."))
     problems += _group_problems(recipe.quantize, assignment.schemes, shape, document)
     if isinstance(recipe.target, OnnxRuntimeGenai):
-        problems += _fused_problems(assignment.schemes, shape, document)
+        problems += _fused_problems("onnxruntime-genai computes", _FUSED_BY_ORT, assignment.schemes, shape, document)
+    else:
+        engines = "serving engines such as vLLM compute"
+        problems += _fused_problems(engines, shape.architecture.linears, assignment.schemes, shape, document)
     for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):
         if shape.context_length and length > shape.context_length:
             message = f"length {length} exceeds the model's context of {shape.context_length} tokens."
@@ -81,14 +84,22 @@ def _group_problems(
     return problems
 
 
-def _fused_problems(schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document) -> list[Problem]:
+def _fused_problems(
+    who: str,
+    fused: tuple[tuple[str, ...], ...],
+    schemes: dict[str, WeightScheme],
+    shape: DecoderShape,
+    document: Document,
+) -> list[Problem]:
+    """At most one problem: the first Linears that are computed as one product and that differ in scheme."""
     for layer in range(shape.layers):
-        for group in _FUSED_BY_ORT:
+        for group in fused:
             names = [f"{shape.architecture.layers}.{layer}.{name}" for name in group]
             if len({schemes.get(name) for name in names}) > 1:
+                example = "*.self_attn.[qkv]_proj" if "q_proj" in group[0] else "*.mlp.[gu]*_proj"
                 message = (
-                    f"onnxruntime-genai computes {', '.join(names)} as one product, so they need the same scheme and group size; "
-                    'match all three, e.g. "*.self_attn.[qkv]_proj".'
+                    f"{who} {', '.join(names)} as one product, so they need the same scheme and group size; "
+                    f'let one override match all of them, e.g. "{example}".'
                 )
                 return [document.problem(("quantize", "overrides"), message)]
     return []

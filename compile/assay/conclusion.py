@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from assay.artifact import LOCK_NAME, directory_digest, read_manifest
 from assay.errors import IntegrityError, UsageError
 from assay.files import canonical_json, read_json, sha256_bytes
-from assay.recipe import Evaluate, Gate, Publish, load_recipe
+from assay.recipe import Evaluate, Gate, load_recipe
 from assay.registry.publish import Receipt, publish
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge
@@ -27,7 +28,7 @@ def conclude(run: Path, evidence: Evidence) -> Verdict:
     return verdict
 
 
-def publish_run(run: Path, destination: Publish, *, force: bool = False) -> Receipt:
+def publish_run(run: Path, registry: Path | str, tags: Sequence[str], *, force: bool = False) -> Receipt:
     """Publish a finished run, when its verdict is PASS, follows from its evidence, and names exactly its artifact's bytes."""
     artifact = run / ARTIFACT
     if not artifact.is_dir() or not (run / VERDICT).is_file():
@@ -43,7 +44,7 @@ def publish_run(run: Path, destination: Publish, *, force: bool = False) -> Rece
             f"Run `assay gate {run}` to write it anew."
         )
     name = read_manifest(artifact)["name"]
-    return publish(artifact, run, Path(destination.registry), name, destination.tags, force=force)
+    return publish(artifact, run, registry, name, tags, force=force)
 
 
 def _check_recipe(artifact: Path, evidence: Evidence) -> None:

@@ -7,7 +7,10 @@ A reader never sees a half-written file: bytes go to a temporary name beside the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -15,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import unicodedata
 from collections.abc import Generator
 from pathlib import Path, PurePosixPath
@@ -23,6 +27,8 @@ from typing import Any
 from assay.errors import AssayError, IntegrityError
 
 CHUNK_BYTES = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_SWEPT_AFTER_SECONDS = 60.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # What libraries say of a full disk: safetensors (Rust) and subprocesses keep the words, numpy's tofile only the counts.
 _NO_SPACE_WORDS = re.compile(r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written")
@@ -150,18 +156,47 @@ def write_atomic(path: Path, data: bytes) -> None:
 def atomic_directory(destination: Path) -> Generator[Path]:
     """Yield an empty temporary directory; when the block ends well it becomes `destination`, else it is removed.
 
-    An existing destination is replaced only then.
+    An existing destination is replaced only then. What a killed process left of an earlier attempt is removed first.
     """
     temporary = temporary_beside(destination)
     try:
         with explain_disk_errors(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            yield temporary
-            sync_tree(temporary)
-            replace_directory(temporary, destination)
+            _sweep_directories(destination)
+            with _locked_directory(temporary):
+                yield temporary
+                sync_tree(temporary)
+                replace_directory(temporary, destination)
     finally:
         _give_up(temporary)
+
+
+@contextlib.contextmanager
+def _locked_directory(path: Path) -> Generator[None]:
+    """Make a directory and hold a lock on it, which the kernel frees when this process dies."""
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep_directories(destination: Path) -> None:
+    """Remove temporary directories of `destination` whose writers are dead: their locks are free.
+
+    One that is younger than a minute may not be locked yet, and is left alone.
+    """
+    for left in destination.parent.glob(f".{glob.escape(destination.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_ctime > _SWEPT_AFTER_SECONDS:
+                    shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
 
 
 def _give_up(temporary: Path) -> None:
@@ -171,18 +206,30 @@ def _give_up(temporary: Path) -> None:
 
 
 def replace_directory(source: Path, destination: Path) -> None:
-    """Put `source` where `destination` is; what stood there is removed after the switch."""
-    old = temporary_beside(destination)
-    if destination.exists():
-        destination.rename(old)
-    try:
+    """Put `source` where `destination` is, in one step where the file system can; what stood there is removed after the switch."""
+    if not destination.exists():
         source.rename(destination)
-    except OSError:
-        if old.exists():
+        sync_directory(destination.parent)
+        return
+    if not _exchange(source, destination):
+        old = temporary_beside(destination)
+        destination.rename(old)
+        try:
+            source.rename(destination)
+        except OSError:
             old.rename(destination)
-        raise
+            raise
+        source = old
     sync_directory(destination.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(source, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically (Linux, renameat2(2): RENAME_EXCHANGE); False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
 def point_link(link: Path, target: Path) -> None:

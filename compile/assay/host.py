@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from assay.files import canonical_json, sha256_bytes, sha256_file
 
 _PACKAGES = (
     "assay",
@@ -46,6 +50,20 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache
+def code_digest(*modules: str) -> str:
+    """Digest of the source of modules, packages whole: what other code made is made anew."""
+    sources: list[tuple[str, str]] = []
+    for name in modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(name)
+        origin = Path(spec.origin)
+        for path in sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]:
+            sources.append((path.relative_to(origin.parent).as_posix(), sha256_file(path)))
+    return sha256_bytes(canonical_json(sources))
+
+
 def cores() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0))
@@ -66,10 +84,22 @@ def cpu_facts() -> dict[str, Any]:
     return {"machine": platform.machine(), "cpu": name, "instruction_sets": sets, "cores": cores()}
 
 
+def machine_facts() -> dict[str, Any]:
+    """What else makes this machine's timings its own; no part of a lock, because it decides no bytes."""
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    return {
+        "name": platform.node(),
+        "kernel": platform.release(),
+        "memory_bytes": memory_bytes(),
+        "cpu_quota": quota.read_text(encoding="utf-8").strip() if quota.is_file() else None,
+    }
+
+
 def environment() -> dict[str, Any]:
     """Everything about this machine and its tools that evidence has to name."""
     return cpu_facts() | {
         "os": f"{platform.system()} {platform.release()}",
+        "memory_bytes": memory_bytes(),
         "python": platform.python_version(),
         "packages": package_versions(),
     }

@@ -14,17 +14,16 @@ from transformers import AutoTokenizer
 from assay.calibration import calibration_tokens, tokens_digest
 from assay.errors import AssayError
 from assay.files import canonical_json, sha256_bytes, sha256_file
-from assay.host import cores, cpu_facts, package_versions
+from assay.host import code_digest, cores, cpu_facts, package_versions
 from assay.models.checkpoint import Checkpoint
 from assay.models.gguf_convert import convert_gguf
 from assay.models.source import HUB_PATTERNS, Located, locate
 from assay.recipe import Recipe
+from assay.targets import TARGETS
 from assay.text import Document, load_documents, texts_digest
 from assay.workspace import Stage, Workspace
 
 LOCK_VERSION = 1
-# A change of these numbers makes cached stages of older releases stale.
-_REVISIONS = {"source": 1, "quantize": 1, "baseline": 1, "candidate": 1}
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,20 @@ class Job:
     checkpoint: Checkpoint
     tokens: Tensor
     lock: dict[str, Any]
+    source_state: tuple[Any, ...]
+
+    def check_source(self) -> None:
+        """AssayError when the model's files were written to since they were hashed: what was read may be of two models."""
+        if _state(self.checkpoint.directory) != self.source_state:
+            raise AssayError(
+                f"{self.checkpoint.directory}: the model's files changed while they were read. Run again when nobody writes to them."
+            )
 
     @property
     def quantize_stage(self) -> Stage:
         lock = self.lock
         facts = {
-            "revision": _REVISIONS["quantize"],
+            "code": code_digest("assay.quantize", "assay.models"),
             "model": lock["model"]["digest"],
             "calibration": lock["calibration"]["tokens_digest"],
             "settings": self.recipe.quantize.model_dump(mode="json"),
@@ -54,7 +61,7 @@ class Job:
     @property
     def baseline_stage(self) -> Stage:
         facts = {
-            "revision": _REVISIONS["baseline"],
+            "code": code_digest(TARGETS[self.recipe.target.format].module, "assay.models"),
             "model": self.lock["model"]["digest"],
             "format": self.recipe.target.format,
             "tools": _some(self.lock["tools"], "transformers", "onnxruntime-genai", "onnx-ir", "torch"),
@@ -64,7 +71,7 @@ class Job:
     @property
     def candidate_stage(self) -> Stage:
         facts = {
-            "revision": _REVISIONS["candidate"],
+            "code": code_digest("assay.build", "assay.targets"),
             "quantized": self.quantize_stage.key,
             "baseline": self.baseline_stage.key,
             "target": self.recipe.target.model_dump(mode="json"),
@@ -80,7 +87,9 @@ def resolve(recipe: Recipe, base: Path, workspace: Workspace) -> Job:
     if located is None:
         raise AssayError(f"model.source {recipe.model.source}: not on this machine.")
     directory = _float_directory(located, workspace)
+    source_state = _state(directory)
     checkpoint = Checkpoint(directory)
+    checkpoint.check()
     documents = load_documents(recipe.calibration, "calibration", base)
     tokens = calibration_tokens(documents, load_tokenizer(directory), recipe.calibration)
     lock = {
@@ -104,7 +113,7 @@ def resolve(recipe: Recipe, base: Path, workspace: Workspace) -> Job:
         "tools": package_versions(),
         "host": cpu_facts(),
     }
-    return Job(recipe, base, located, checkpoint, tokens, lock)
+    return Job(recipe, base, located, checkpoint, tokens, lock, source_state)
 
 
 def evaluation_documents(job: Job) -> list[Document]:
@@ -116,8 +125,9 @@ def load_tokenizer(directory: Path) -> Any:
     """The model's own tokenizer, without running any code of the model."""
     try:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise AssayError(f"{directory}: the tokenizer cannot be loaded ({error}).") from error
+    except Exception as error:
+        # Any kind: the library behind it raises a bare Exception for what it cannot read.
+        raise AssayError(f"{directory}: the tokenizer cannot be loaded ({type(error).__name__}: {error}).") from error
 
 
 def _float_directory(located: Located, workspace: Workspace) -> Path:
@@ -129,17 +139,28 @@ def _float_directory(located: Located, workspace: Workspace) -> Path:
 def source_stage(gguf: Path) -> Stage:
     """The stage that makes a GGUF file a float checkpoint."""
     tools = _some(package_versions(), "torch", "transformers", "gguf", "safetensors")
-    return Stage("source", {"revision": _REVISIONS["source"], "gguf": sha256_file(gguf), "tools": tools})
+    return Stage("source", {"code": code_digest("assay.models"), "gguf": sha256_file(gguf), "tools": tools})
 
 
 def _directory_digest(directory: Path) -> str:
-    """Digest of the files that make a model; a README or a log beside them does not count."""
-    digests = {
-        path.name: sha256_file(path)
+    """Digest of the files that make a model."""
+    digests = {path.name: sha256_file(path) for path in _model_files(directory)}
+    return sha256_bytes(canonical_json(sorted(digests.items())))
+
+
+def _state(directory: Path) -> tuple[Any, ...]:
+    """What changes when one of the model's files is written to."""
+    stats = [(path.name, path.stat()) for path in _model_files(directory)]
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _model_files(directory: Path) -> list[Path]:
+    """The files that make a model; a README or a log beside them does not count."""
+    return sorted(
+        path
         for path in directory.iterdir()
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HUB_PATTERNS)
-    }
-    return sha256_bytes(canonical_json(sorted(digests.items())))
+    )
 
 
 def _some(versions: dict[str, str], *names: str) -> dict[str, str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from assay.build import build_baseline, build_candidate
 from assay.conclusion import ARTIFACT, EVIDENCE, REPORT, conclude, publish_run
-from assay.errors import PublishRefusedError
+from assay.errors import AssayError
 from assay.files import point_link
 from assay.job import resolve
 from assay.recipe import Recipe
+from assay.registry.layout import Layout
 from assay.registry.publish import Receipt
 from assay.workspace import Workspace
 from assay_evals.evaluate import check_evaluation, evaluate
@@ -19,12 +20,17 @@ from assay_evals.verdict import Verdict
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with.  receipt: None unless published.  refused: why it was not, where publishing was asked for."""
+    """What a run ended with.
+
+    receipt: None unless published.  refused: why it was not, where publishing was asked for.  exit_code: of the verdict, or of what
+    kept a PASS from being published.
+    """
 
     run: Path
     verdict: Verdict
     receipt: Receipt | None
     refused: str | None
+    exit_code: int
 
     @property
     def report(self) -> Path:
@@ -40,15 +46,21 @@ def compile_recipe(
     publishing: False leaves the result in the run directory, whatever the recipe says.
     """
     with workspace.run(recipe.name) as run:
+        if recipe.publish is not None and publishing:
+            Layout.check(recipe.publish.registry)
         job = resolve(recipe, base, workspace)
         check_evaluation(job)
-        baseline, candidate = build_baseline(job, workspace), build_candidate(job, workspace)
-        evidence = evaluate(job, candidate, baseline, workspace, run / EVIDENCE, fresh=fresh_evidence)
+        build_baseline(job, workspace)
+        candidate = build_candidate(job, workspace)
+        evidence = evaluate(job, workspace, run / EVIDENCE, fresh=fresh_evidence)
         point_link(run / ARTIFACT, candidate)
         verdict = conclude(run, evidence)
         if recipe.publish is None or not publishing:
-            return Outcome(run, verdict, None, None)
+            return Outcome(run, verdict, None, None, verdict.exit_code)
         try:
-            return Outcome(run, verdict, publish_run(run, recipe.publish), None)
-        except PublishRefusedError as error:
-            return Outcome(run, verdict, None, str(error))
+            return Outcome(
+                run, verdict, publish_run(run, recipe.publish.registry, recipe.publish.tags), None, verdict.exit_code
+            )
+        except AssayError as error:
+            # The verdict stands and has to be seen, whatever became of the publish.
+            return Outcome(run, verdict, None, str(error), error.exit_code)

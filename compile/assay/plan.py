@@ -19,6 +19,7 @@ from assay.job import resolve, source_stage
 from assay.models.architectures import DecoderShape
 from assay.models.source import locate
 from assay.progress import Progress
+from assay.quantize.model import COMPARED_SHARE
 from assay.quantize.schemes import assign_schemes
 from assay.recipe import Gptq, Recipe
 from assay.recipe_yaml import Document
@@ -81,7 +82,7 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
         cached |= {"source": True} if located.is_gguf else {}
         cached |= {name: space.holds(stage) for name, stage in stages.items()}
         if cached["compile"] and cached["baseline"]:
-            measured = measure_stages(job, space.path(job.candidate_stage), space.path(job.baseline_stage))
+            measured = measure_stages(job, space)
             cached |= {stage.name: space.holds(stage) for stage in measured}
         cached["quantize"] = cached["quantize"] or cached["compile"]
     quantized, bits = _quantized(recipe, shape)
@@ -114,7 +115,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     """Estimated seconds of each stage when nothing is cached."""
     calibration, evaluation = recipe.calibration, recipe.evaluate
     tokens = calibration.samples * calibration.length
-    streams = 2 if isinstance(recipe.quantize, Gptq) and recipe.quantize.correction else 1
+    streams = _streams(recipe)
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
     grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
     grams *= len(shape.architecture.linears)
@@ -135,6 +136,11 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
         "quality": _PROCESS_SECONDS + scoring,
         "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if timed else 0.0,
     }
+
+
+def _streams(recipe: Recipe) -> float:
+    """How many models the calibration text runs through: with a correction, the float one for a share of it too."""
+    return 1 + COMPARED_SHARE * bool(isinstance(recipe.quantize, Gptq) and recipe.quantize.correction)
 
 
 def _quantized(recipe: Recipe, shape: DecoderShape) -> tuple[int, float]:
@@ -158,7 +164,7 @@ def _head_copy(recipe: Recipe, shape: DecoderShape) -> int:
 def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
     """Bytes of the hungriest stage: quantizing holds the activations of all samples, evaluating holds both models."""
     tokens = recipe.calibration.samples * recipe.calibration.length
-    streams = 2 if isinstance(recipe.quantize, Gptq) and recipe.quantize.correction else 1
+    streams = _streams(recipe)
     widest = max(linear.in_features for linear in shape.linears)
     largest = max(linear.out_features * linear.in_features for linear in shape.linears)
     quantize = tokens * streams * 4 * (2 * shape.hidden_size + widest) + 6 * 4 * largest

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from assay.errors import Problem, RecipeError
+from assay.errors import NotSupportedError, Problem, RecipeError
 from assay.files import canonical_json, sha256_bytes
 from assay.recipe_errors import explain
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
+from assay.registry.reference import local_directory
 
 SchemeName = Literal["W4A16", "W4A16_ASYM", "W8A16"]
 GroupSize = Literal[32, 64, 128, "channel"]
@@ -355,4 +356,17 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
             add(place, "scheme none leaves the weights as they are; remove group_size.")
     if recipe.model.revision and not recipe.model.source.startswith("hf:"):
         add(("model", "revision"), "only an hf: source has revisions; remove this line.")
+    if isinstance(recipe.target, CompressedTensors):
+        for index, metric in enumerate(recipe.evaluate.speed):
+            if metric.metric != "size_on_disk":
+                message = (
+                    f"{metric.metric} means nothing for compressed-tensors here: transformers, which evaluates it, computes with "
+                    "dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured."
+                )
+                add(("evaluate", "speed", index), message)
+    if recipe.publish is not None:
+        try:
+            local_directory(recipe.publish.registry)
+        except NotSupportedError as error:
+            add(("publish", "registry"), str(error))
     return sorted(problems, key=lambda problem: problem.line)

@@ -63,6 +63,11 @@ class Output:
                 stage.name, "cached" if stage.cached else "to do", "" if stage.cached else duration(stage.seconds)
             )
         self._console.print(stages)
+        if plan.peak_memory_bytes > plan.machine_memory_bytes:
+            self._console.print(
+                f"[bold red]not enough memory[/]: this machine has {size(plan.machine_memory_bytes)}; "
+                "lower calibration.samples or calibration.length, or use a larger machine"
+            )
         self._console.print(
             f"about {duration(plan.seconds)} and {size(plan.peak_memory_bytes)} of memory; "
             f"artifact about {size(plan.artifact_bytes)} at {plan.bits_per_weight:.2f} bits per quantized weight"
@@ -94,7 +99,9 @@ class Output:
         if outcome.receipt:
             self.published(outcome.receipt)
         else:
-            reason = f"the verdict is {outcome.verdict.verdict}" if outcome.refused else "it was not asked for"
+            reason = outcome.refused or "it was not asked for"
+            if outcome.refused and not outcome.verdict.passed:
+                reason = f"the verdict is {outcome.verdict.verdict}"
             sys.stdout.write(f"published  no: {reason}\n")
 
     def _say_verdict(self, verdict: Verdict) -> None:
@@ -135,9 +142,8 @@ class Output:
             facts = row.annotations
             verdicts = row.problem or ", ".join(row.verdicts)
             scheme, target = facts.get("dev.assay.scheme", ""), facts.get("dev.assay.target", "")
-            table.add_row(
-                row.name, row.tag or "", row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts
-            )
+            cells = (row.name, row.tag or "", row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts)
+            table.add_row(*map(_escape, cells))
         self._console.print(table)
 
     def shown(self, artifact: inspection.Artifact) -> None:
@@ -153,15 +159,15 @@ class Output:
             "size": size(artifact.size_bytes),
             **{name.removeprefix("dev.assay."): value for name, value in artifact.annotations.items()},
         }.items():
-            sys.stdout.write(f"{name:<14} {value}\n")
+            sys.stdout.write(f"{_printable(name):<14} {_printable(value)}\n")
         table = Table("file", "size", "digest")
         for file in artifact.files:
-            table.add_row(file.name, size(file.size_bytes), file.digest)
+            table.add_row(_escape(file.name), size(file.size_bytes), file.digest)
         self._console.print(table)
         for evidence in artifact.evidence:
             sys.stdout.write(f"evidence       {evidence.digest}: {evidence.verdict.get('verdict')}\n")
             for reason in evidence.verdict.get("reasons", []):
-                sys.stdout.write(f"               {reason}\n")
+                sys.stdout.write(f"               {_printable(str(reason))}\n")
 
     def verified(self, found: inspection.Verification) -> None:
         if self._json:
@@ -172,12 +178,15 @@ class Output:
         )
         sys.stdout.write(f"PASS       for exactly these bytes, in {len(found.evidence)} evidence record(s)\n")
 
-    def verified_directory(self, facts: inspection.DirectoryFacts) -> None:
+    def verified_directory(self, facts: inspection.DirectoryFacts, found: inspection.Verification | None) -> None:
+        """found: the artifact of these bytes in a registry; None when only a digest was compared."""
         if self._json:
-            self._write_json(_plain(facts))
+            self._write_json(_plain(facts) | {"published": _plain(found)})
             return
         sys.stdout.write(f"directory  {facts.directory}: {len(facts.files)} files, {size(facts.size_bytes)}\n")
         sys.stdout.write(f"bundle     {facts.bundle_digest}\ndigest     {facts.digest}\n")
+        if found:
+            self.verified(found)
 
     def generated(self, found: Continuation) -> None:
         if self._json:
@@ -192,10 +201,16 @@ class Output:
         sys.stdout.buffer.write(readable_json(value))
 
 
+def _printable(text: str) -> str:
+    """Text from a registry or a model without what would steer a terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 def _escape(text: str) -> str:
+    """The same, with nothing in it that rich would take for markup."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(_printable(text))
 
 
 def _plain(value: Any) -> Any:

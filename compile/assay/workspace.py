@@ -3,7 +3,7 @@
     artifacts/
       cache/<stage>-<key>/            a finished stage, immutable
       cache/<stage>-<key>.json        what its key stands for, and the digest of its bytes
-      cache/<stage>-<key>.partial/    a stage under way
+      cache/<stage>-<key>.partial/    a stage under way; .resumable/ where another run can go on from it
       runs/<recipe name>/             the last run of a recipe: artifact (a link into the cache), evidence, verdict, report
       store/                          the default registry
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from assay.artifact import directory_digest
+from assay.artifact import bundle_digest, file_digests
 from assay.errors import IntegrityError
 from assay.files import (
     canonical_json,
@@ -37,6 +37,7 @@ from assay.files import (
 from assay.progress import Progress
 
 _KEY_DIGITS = 20
+_PARTIAL, _RESUMABLE = ".partial", ".resumable"
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,23 @@ class Workspace:
         self.root = root
         self.progress = progress
         self.force = force
-        self._sound: set[str] = set()
+        self._files: dict[str, dict[str, str]] = {}
 
     def path(self, stage: Stage) -> Path:
         return self.root / "cache" / f"{stage.name}-{stage.key}"
 
     def holds(self, stage: Stage) -> bool:
         """Whether the stage is there, as it was built, and need not be built."""
-        if stage.key not in self._sound:
-            if self.force or not _is_intact(self.path(stage)):
+        if stage.key not in self._files:
+            found = None if self.force else _intact_files(self.path(stage))
+            if found is None:
                 return False
-            self._sound.add(stage.key)
+            self._files[stage.key] = found
         return True
+
+    def files(self, stage: Stage) -> dict[str, str]:
+        """Name → sha256 of every file of a stage that is there, as found when it was checked or built."""
+        return self._files[stage.key]
 
     @contextmanager
     def run(self, name: str) -> Generator[Path]:
@@ -101,22 +107,21 @@ class Workspace:
                 return path
             if path.exists() and not (again or self.force):
                 self.progress.note(f"{path}: not as it was built; building it again")
-            self._make(path, stage, make, resumable and not self.force)
-        self._sound.add(stage.key)
+            self._files[stage.key] = self._make(path, stage, make, resumable and not self.force)
         return path
 
     def _clear_cache(self) -> None:
-        """Remove what killed processes left and nobody goes on from: temporaries, and the partial form of a finished stage."""
+        """Remove what killed processes left and nobody goes on from: temporaries and half-made stages."""
         cache = self.root / "cache"
-        for left in (*leftovers(cache), *cache.glob("*.partial")):
+        for left in (*leftovers(cache), *cache.glob(f"*{_PARTIAL}"), *cache.glob(f"*{_RESUMABLE}")):
             stage = left.name.lstrip(".").split(".")[0]
-            if left.suffix == ".partial" and not (cache / stage).exists():
+            if left.suffix == _RESUMABLE and not (cache / stage).exists():
                 continue
             with suppress(Timeout), FileLock(cache / f".{stage}.lock", timeout=0):
                 remove(left)
 
-    def _make(self, path: Path, stage: Stage, make: Callable[[Path], None], resumable: bool) -> None:
-        partial = path.with_name(f"{path.name}.partial")
+    def _make(self, path: Path, stage: Stage, make: Callable[[Path], None], resumable: bool) -> dict[str, str]:
+        partial = path.with_name(f"{path.name}{_RESUMABLE if resumable else _PARTIAL}")
         for left in leftovers(partial) if resumable else [partial]:
             remove(left)
         partial.mkdir(exist_ok=True)
@@ -128,9 +133,11 @@ class Workspace:
                     remove(partial)
             raise
         sync_tree(partial)
-        record = {"stage": stage.name, "facts": stage.facts, "digest": directory_digest(partial)}
+        files = file_digests(partial)
+        record = {"stage": stage.name, "facts": stage.facts, "digest": bundle_digest(files)}
         write_atomic(_record(path), canonical_json(record) + b"\n")
         replace_directory(partial, path)
+        return files
 
     @contextmanager
     def _lock(self, path: Path) -> Generator[None]:
@@ -152,9 +159,10 @@ def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _is_intact(path: Path) -> bool:
-    """Whether a stage is there with the bytes that were built."""
+def _intact_files(path: Path) -> dict[str, str] | None:
+    """The files of a stage with their digests; None unless it is there with the bytes that were built."""
     try:
-        return path.is_dir() and read_json(_record(path))["digest"] == directory_digest(path)
+        files = file_digests(path)
+        return files if path.is_dir() and read_json(_record(path))["digest"] == bundle_digest(files) else None
     except (OSError, IntegrityError, KeyError, TypeError):
-        return False
+        return None

@@ -46,13 +46,19 @@ class RecipeUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the two artifacts compared, named by the digest of its bytes."""
+    """One of the two artifacts compared, named by the digest of its bytes.
+
+    model_digest: of what the runtime loads, without manifest and lock.  dtype: of the unquantized weights as the runtime has them.
+    bits_per_weight: of the quantized weights.
+    """
 
     __pydantic_config__ = _STRICT
     bundle_digest: str
+    model_digest: str
     runtime: str
     size_bytes: int
     scheme: str
+    dtype: str
     bits_per_weight: Measured
 
 

@@ -13,16 +13,19 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import Gate
+from assay.recipe import Gate, MaxDrop, Strict
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
 from assay_evals import wording
 from assay_evals.evidence import Check, Evidence
 from assay_evals.findings import UnmeasurableError
+from assay_evals.statistics import binomial_lower
 from assay_evals.validity import checks_of
 from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
 from assay_evals.wording import SAME_ARM
 
+# A baseline must be known to answer this many times the margin right.
+HEADROOM = 3
 # In the order of the recipe's schema. A speed metric gives its row and that of its A/A control.
 _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "kl_divergence": lambda evidence: [quality.kl_divergence(evidence)],
@@ -50,7 +53,7 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
     found = {metric: _measured(metric, evidence) for metric in _MEASURES}
     gates = tuple(_gate_row(metric, criterion.model_dump(), found[metric]) for metric, criterion in declared.items())
     rows = [row for measured in found.values() if isinstance(measured, list) for row in measured]
-    checks = (*checks_of(evidence), _all_measured(evidence, found))
+    checks = (*checks_of(evidence), _all_measured(evidence, found), *_sensitive(declared, found["cloze_accuracy"]))
     verdict = overall(gates, checks)
     return Verdict(
         verdict=verdict,
@@ -92,6 +95,28 @@ def _all_measured(evidence: Evidence, found: dict[str, list[Row] | str]) -> Chec
     sentences = [f"{', '.join(metrics)}: {reason}" for reason, metrics in missing.items()]
     detail = " ".join(sentences) or f"All {len(named)} metrics of the recipe were measured."
     return Check(name="every metric measured", passed=not missing, detail=detail)
+
+
+def _sensitive(declared: dict[str, Strict], cloze: list[Row] | str) -> list[Check]:
+    """Whether a loss of the declared margin could show: a baseline that answers almost nothing has little to lose."""
+    criterion = declared.get("cloze_accuracy")
+    if not isinstance(criterion, MaxDrop) or isinstance(cloze, str) or cloze[0].baseline is None:
+        return []
+    row, margin = cloze[0], criterion.max_drop
+    right = round(cloze[0].baseline * row.n)
+    least = binomial_lower(right, row.n, quality.ALPHA)
+    detail = (
+        f"The baseline answers {right:,} of {row.n:,} questions right, at least {100 * least:.1f}% of such questions"
+    )
+    passed = least >= HEADROOM * margin
+    if passed:
+        detail += f"; a loss of {100 * margin:g} points would show."
+    else:
+        detail += (
+            f". A loss of {100 * margin:g} points can only be told apart from its own mistakes when that is {HEADROOM} times as much: "
+            "declare a smaller max_drop, or evaluate on text that the model knows better."
+        )
+    return [Check(name="a loss would show", passed=passed, detail=detail)]
 
 
 def _other_recipe(digest: str, gate: Gate) -> str:

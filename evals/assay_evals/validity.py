@@ -15,12 +15,15 @@ from assay_evals.findings import UnmeasurableError
 from assay_evals.speed_findings import blocks_of
 
 KL_ROUNDING = 1e-3
+# What only the evaluator can see, because it takes the models. Each has to be there, once.
+EVALUATORS = ("tokenizer identity", "decode path", "evaluation text unseen in calibration")
 
 
 def checks_of(evidence: Evidence) -> tuple[Check, ...]:
     """The evaluator's own checks, then those that follow from the evidence alone."""
     return (
         *evidence.header.checks,
+        _evaluators(evidence),
         _arms(evidence),
         _runtime(evidence),
         _samples(evidence),
@@ -30,14 +33,21 @@ def checks_of(evidence: Evidence) -> tuple[Check, ...]:
     )
 
 
+def _evaluators(evidence: Evidence) -> Check:
+    found = [check.name for check in evidence.header.checks]
+    if sorted(found) != sorted(EVALUATORS):
+        return _failed("evaluator's checks", f"Wanted: {', '.join(EVALUATORS)}; found: {', '.join(found) or 'none'}.")
+    return _passed("evaluator's checks", f"All {len(found)} that take the models were made.")
+
+
 def _arms(evidence: Evidence) -> Check:
     candidate, baseline = evidence.header.candidate, evidence.header.baseline
     wanted = evidence.header.recipe.evaluate.baseline.scheme
-    if candidate.bundle_digest == baseline.bundle_digest:
+    if candidate.model_digest == baseline.model_digest:
         return _failed("two arms", "Candidate and baseline are the same bytes: nothing was compared.")
     if baseline.scheme != wanted:
         return _failed("two arms", f"The baseline's scheme is {baseline.scheme!r}; the recipe asks for {wanted!r}.")
-    return _passed("two arms", f"{candidate.scheme} against an unquantized baseline.")
+    return _passed("two arms", f"{candidate.scheme} against an unquantized baseline in {baseline.dtype}.")
 
 
 def _runtime(evidence: Evidence) -> Check:
@@ -56,7 +66,7 @@ def _samples(evidence: Evidence) -> Check:
         if isinstance(metric, ClozeAccuracyMetric):
             if len(evidence.clozes) < metric.samples:
                 short.append(f"{len(evidence.clozes):,} of {metric.samples:,} cloze questions")
-        elif tokens <= metric.tokens - evaluate.length:
+        elif tokens < metric.tokens:
             short.append(f"{tokens:,} of {metric.tokens:,} tokens for {metric.metric}")
     blocks = len({run.block for run in evidence.runs})
     if any(metric.metric != "size_on_disk" for metric in evaluate.speed) and blocks < evaluate.blocks:

@@ -23,6 +23,7 @@ from assay_evals.evidence import (
     TextUsed,
     Window,
 )
+from assay_evals.validity import EVALUATORS
 
 EVALUATE = """{
   "text": {"source": "python-docs"}, "length": 64, "blocks": 6,
@@ -53,6 +54,8 @@ def header(gate: str = GATE, evaluate: str = EVALUATE, **changes: Any) -> Header
         ),
         "candidate": Arm(
             bundle_digest=digest("c"),
+            model_digest=digest("d"),
+            dtype="float32",
             runtime="onnxruntime-genai 0.18.0",
             size_bytes=142_000_000,
             scheme="W4A16",
@@ -60,13 +63,15 @@ def header(gate: str = GATE, evaluate: str = EVALUATE, **changes: Any) -> Header
         ),
         "baseline": Arm(
             bundle_digest=digest("b"),
+            model_digest=digest("a"),
+            dtype="float32",
             runtime="onnxruntime-genai 0.18.0",
             size_bytes=540_000_000,
             scheme="none",
             bits_per_weight=32.0,
         ),
         "text": TextUsed(source="python-docs", digest=digest("7"), documents=40),
-        "checks": (Check(name="tokenizer identity", passed=True, detail="both arms give the same tokens"),),
+        "checks": tuple(Check(name=name, passed=True, detail="as it should be") for name in EVALUATORS),
         "environment": {
             "cpu": "Example CPU",
             "cores": 2,

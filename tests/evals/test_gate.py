@@ -10,7 +10,7 @@ import pytest
 
 from assay.files import readable_json
 from assay.recipe import Gate
-from assay_evals.evidence import Check, Evidence, Generation, SpeedRun
+from assay_evals.evidence import Answer, Check, Evidence, Generation, SpeedRun
 from assay_evals.gate import judge
 from assay_evals.verdict import GateRow, Verdict
 
@@ -222,8 +222,20 @@ def invalid_cases() -> list[Any]:
         return first_run(generations=(Generation(prompt_tokens=128, token_seconds=seconds),))
 
     def check(evidence: Evidence) -> Evidence:
-        broken = Check(name="tokenizer identity", passed=False, detail="they differ")
-        return replace(evidence, header=replace(evidence.header, checks=(broken,)))
+        first, *others = evidence.header.checks
+        return with_checks(evidence, replace(first, passed=False, detail="they differ"), *others)
+
+    def with_checks(evidence: Evidence, *checks: Check) -> Evidence:
+        return replace(evidence, header=replace(evidence.header, checks=checks))
+
+    def weak(evidence: Evidence) -> Evidence:
+        """A baseline with 16 right answers in 800, and a candidate with none."""
+        wrong = Answer(correct=False, answer="code")
+        right = Answer(correct=True, answer="statement")
+        rows = [
+            replace(row, baseline=right if i < 16 else wrong, candidate=wrong) for i, row in enumerate(evidence.clozes)
+        ]
+        return replace(evidence, clozes=tuple(rows))
 
     steady = tuple(1.0 + number / 10 for number in range(16))
     return [
@@ -246,10 +258,21 @@ def invalid_cases() -> list[Any]:
             id="one document",
         ),
         pytest.param(check, "tokenizer identity", id="a failed check"),
+        pytest.param(with_checks, "evaluator's checks", id="no checks"),
+        pytest.param(lambda e: with_checks(e, *e.header.checks[1:]), "evaluator's checks", id="a check too few"),
+        pytest.param(
+            lambda e: with_checks(e, *e.header.checks, e.header.checks[0]), "evaluator's checks", id="a check twice"
+        ),
+        pytest.param(weak, "a loss would show", id="a baseline with nothing to lose"),
+        pytest.param(
+            lambda e: replace(e, windows=(replace(e.windows[0], tokens=1, kl=(0.1,), agreed=(1,)), *e.windows[1:32])),
+            "samples as declared",
+            id="tokens too few",
+        ),
         pytest.param(arm("candidate", runtime="transformers 5"), "one runtime", id="another runtime on the candidate"),
         pytest.param(arm("baseline", runtime="transformers 5"), "one runtime", id="another runtime on the baseline"),
         pytest.param(arm("baseline", scheme="W8A16"), "two arms", id="a quantized baseline"),
-        pytest.param(arm("candidate", bundle_digest="sha256:" + "b" * 64), "two arms", id="the same bytes"),
+        pytest.param(arm("candidate", model_digest="sha256:" + "a" * 64), "two arms", id="the same bytes"),
         pytest.param(arm("candidate", size_bytes=0), "every metric measured", id="no size"),
         pytest.param(first_window(kl=(None,) * 63), "finite numbers", id="divergence not finite"),
         pytest.param(first_window(kl=(-0.01,) * 63), "finite numbers", id="negative divergence"),

@@ -15,11 +15,11 @@ from assay.progress import Progress
 from assay.recipe import Evaluate
 from assay.text import Document, python_docs
 from assay_evals.evidence import Cloze, Window
-from assay_evals.quality.checks import decode_path, disjoint_texts, same_runtime, same_tokenizer
+from assay_evals.quality.checks import decode_path, disjoint_texts, same_tokenizer
 from assay_evals.quality.divergence import divergence
 from assay_evals.quality.measure import measure_quality
 from assay_evals.quality.passages import Passage, cut, select_passages
-from assay_evals.runtimes.base import Generated, Runtime, open_runtime
+from assay_evals.runtimes.base import Runtime, open_runtime
 
 PROSE = (
     "The following statement binds the name of the module to the value that the call returns, and nothing else is bound. "
@@ -302,14 +302,6 @@ def test_another_tokenizer_fails_and_names_the_arm(
     assert f"the {arm}'s tokenizer cuts the document {document.name!r} differently" in check.detail
 
 
-def test_two_runtimes_are_not_compared(runtime: Runtime) -> None:
-    other: Any = Altered(runtime, name="transformers 0.0.1")
-    assert same_runtime(runtime, runtime).passed
-    check = same_runtime(runtime, other)
-    assert not check.passed
-    assert check.detail == f"baseline {runtime.name}, candidate transformers 0.0.1."
-
-
 def windows(rng: np.random.Generator, count: int) -> Iterator[Sequence[int]]:
     return (rng.integers(0, 1000, 100).tolist() for _ in range(count))
 
@@ -330,25 +322,41 @@ def test_texts_that_share_sequences_are_noticed() -> None:
     assert "4.55% of its 440 sequences of 13 tokens stand in the calibration text" in check.detail
 
 
-def test_tokens_generated_one_by_one_are_those_of_a_whole_pass(runtime: Runtime) -> None:
-    prompts = [list(range(10, 40)), list(range(100, 140))]
-    check = decode_path(runtime, prompts, None)
-    assert check.passed
-    assert check.detail == "48 of 48 tokens generated one by one are the first choice of a pass over the same text."
-
-    def broken(prompt: list[int], new_tokens: int) -> Generated:
-        """Right for the first token, which comes from the pass over the prompt; wrong for those after it."""
-        good = runtime.generate(prompt, new_tokens)
-        return Generated((good.tokens[0], *((token + 7) % 512 for token in good.tokens[1:])), good.token_seconds)
-
-    spoiled: Any = Altered(runtime, generate=broken)
-    assert not decode_path(spoiled, prompts, None).passed
+@pytest.fixture
+def decoded() -> list[Passage]:
+    return [Passage("prose", number, tuple(range(10 + number, 74 + number)), ()) for number in range(5)]
 
 
-def test_what_comes_after_an_end_of_text_is_not_compared(runtime: Runtime) -> None:
-    """One runtime forbids the end-of-text token, another goes on after it."""
-    prompt = list(range(10, 40))
-    expected = runtime.generate(prompt, 24).tokens
-    end = expected[4]
-    check = decode_path(runtime, [prompt], end)
-    assert check.detail.startswith(f"{expected.index(end)} of {expected.index(end)} tokens")
+def test_a_sound_decode_path_passes_and_says_by_how_much(
+    runtime: Runtime, other: Runtime, decoded: list[Passage]
+) -> None:
+    check = decode_path(runtime, other, decoded)
+    assert check.passed and check.name == "decode path"
+    by_token, by_pass = re.findall(r"(\d\.\d{4})", check.detail)[:2]
+    whole = [
+        divergence(runtime.logits(list(one.tokens))[32:], other.logits(list(one.tokens))[32:], one.tokens[32:]).kl
+        for one in decoded[:4]
+    ]
+    expected = sum(map(sum, whole)) / sum(map(len, whole))
+    assert float(by_pass) == pytest.approx(expected, abs=1e-4) and float(by_token) == pytest.approx(expected, rel=0.02)
+    assert "on the same 124 positions" in check.detail
+
+
+@pytest.mark.parametrize("arm", ["baseline", "candidate"])
+def test_a_kernel_that_is_broken_for_single_tokens_only_is_noticed(
+    runtime: Runtime, decoded: list[Passage], arm: str
+) -> None:
+    def broken(tokens: list[int], start: int) -> Any:
+        return np.roll(runtime.decode_logits(tokens, start), 7, axis=1)
+
+    spoiled: Any = Altered(runtime, decode_logits=broken)
+    arms = (spoiled, runtime) if arm == "baseline" else (runtime, spoiled)
+    assert decode_path(runtime, runtime, decoded).passed
+    assert not decode_path(*arms, decoded).passed
+
+
+def test_too_few_positions_show_nothing(runtime: Runtime) -> None:
+    short = [Passage("short", 0, tuple(range(10, 40)), ())]
+    check = decode_path(runtime, runtime, short)
+    assert not check.passed and "only 14 positions could be decoded; 32 are needed" in check.detail
+    assert not decode_path(runtime, runtime, []).passed

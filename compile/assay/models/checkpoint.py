@@ -65,6 +65,25 @@ class Checkpoint:
             raise IntegrityError(f"{missing}: named by {INDEX} but not there; the download is not complete.")
         return files
 
+    def check(self) -> None:
+        """IntegrityError unless every file is whole and holds what the index says, and every matrix is there; reads headers only.
+
+        Asked before any other tool sees the directory: they would load a pickle, or fail in their own words.
+        """
+        held: dict[Path, set[str]] = {}
+        for path in sorted(set(self.files.values())):
+            with self._open(path) as tensors:
+                held[path] = set(tensors.keys())
+        for name, path in self.files.items():
+            if name not in held[path]:
+                raise IntegrityError(f"{path}: lacks the tensor {name}, which {INDEX} places there.")
+        modules = [self.shape.architecture.embedding, *(linear.name for linear in self.shape.linears)]
+        if self.shape.tied_embeddings:
+            modules.remove(self.shape.architecture.head)
+        for module in modules:
+            if f"{module}.weight" not in self.files:
+                raise IntegrityError(f"{self.directory}: the tensor {module}.weight is missing from the checkpoint.")
+
     @property
     def weight_dtype(self) -> torch.dtype:
         """The dtype of the weights as stored."""

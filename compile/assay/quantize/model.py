@@ -1,8 +1,9 @@
 """Quantize a whole decoder, layer by layer, each on the inputs that the quantized layers before it produce.
 
 For every group of Linears that share an input, two things are accumulated over the calibration tokens: the Gram matrix X̃ᵀX̃ of
-the inputs in the quantized model, and, where earlier errors are to be corrected, the drift (X − X̃)ᵀX̃ against the float model.
-From them come the range weights, the GPTQ factor, the correction and the reported error; no other forward pass is needed.
+the inputs in the quantized model, and, where earlier errors are to be corrected, the drift (X − X̃)ᵀX̃ against the float model. The
+drift is a regression with far fewer unknowns than there are tokens: half of the samples give it (docs/benchmarks.md), so the float
+model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other forward pass is needed.
 
 Each finished layer is written, whole and synced, before the next begins: a killed job resumes there and ends with the same bytes.
 """
@@ -10,6 +11,7 @@ Each finished layer is written, whole and synced, before the next begins: a kill
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,36 +32,54 @@ from assay.recipe import Gptq, Quantize
 
 _TOKENS_PER_BATCH = 2048
 _GRAM_BLOCK = 256
+COMPARED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How the inputs of the quantized model left those of the float model: moment = (X − X̃)ᵀX̃ and gram = X̃ᵀX̃ of the same tokens."""
+
+    moment: Tensor
+    gram: Tensor
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of a Linear's calibration inputs: gram = X̃ᵀX̃, drift = (X − X̃)ᵀX̃ (or None), [in, in] each."""
+    """Second moments of a Linear's calibration inputs: gram = X̃ᵀX̃ [in, in] over all tokens, and the drift where it is measured."""
 
     gram: Tensor
-    drift: Tensor | None
+    drift: Drift | None
     tokens: int
 
 
 def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None) -> Statistics:
-    """Statistics of inputs [tokens, in], in float32, batch by batch in order."""
+    """Statistics of inputs [tokens, in], in float32, batch by batch in order.
+
+    original: the float model's inputs of the first batches, or None.
+    """
     features = quantized[0].shape[1]
-    gram = torch.zeros(features, features)
-    drift = None if original is None else torch.zeros(features, features)
+    gram, moment = torch.zeros(features, features), torch.zeros(features, features)
+    drift: Drift | None = None
     for index, batch in enumerate(quantized):
         # The Gram matrix is symmetric: only its lower blocks are computed.
         for start in range(0, features, _GRAM_BLOCK):
             stop = start + _GRAM_BLOCK
             gram[start:, start:stop].addmm_(batch[:, start:].T, batch[:, start:stop])
-        if drift is not None and original is not None:
-            drift.addmm_((original[index] - batch).T, batch)
-    gram = gram.tril() + gram.tril(-1).T
-    return Statistics(gram, drift, sum(len(batch) for batch in quantized))
+        if original is not None and index < len(original):
+            moment.addmm_((original[index] - batch).T, batch)
+            if index == len(original) - 1:
+                drift = Drift(moment, _symmetric(gram))
+    return Statistics(_symmetric(gram), drift, sum(len(batch) for batch in quantized))
+
+
+def _symmetric(lower: Tensor) -> Tensor:
+    """The symmetric matrix whose lower triangle is given."""
+    return lower.tril() + lower.tril(-1).T
 
 
 @dataclass
 class _Streams:
-    """Hidden states of all calibration batches: in the quantized model, and in the float model where drift is measured."""
+    """Hidden states of the calibration batches: in the quantized model, and of the first ones in the float model for the drift."""
 
     quantized: list[Tensor]
     original: list[Tensor] | None
@@ -85,7 +105,7 @@ class _Quantizer:
         for scheme, names in by_scheme.items():
             goal = torch.cat([weights[name] for name in names])
             if statistics.drift is not None:
-                goal = corrected(goal, statistics.gram, statistics.drift, self.correction)
+                goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
             grid = find_grid(goal, scheme, self.settings.range, power, self.scale_dtype)
             rounded = grid.quantize(goal) if factor is None else gptq(goal, grid, factor)
             start = 0
@@ -146,7 +166,8 @@ def quantize_model(
         return
     with torch.no_grad(), progress.stage("quantize", total, finished) as advance:
         batches = list(decoder.embed(tokens).split(max(1, _TOKENS_PER_BATCH // tokens.shape[1])))
-        streams = _Streams(batches, list(batches) if quantizer.correction else None)
+        compared = batches[: math.ceil(COMPARED_SHARE * len(batches))]
+        streams = _Streams(batches, compared if quantizer.correction else None)
         arguments = {len(batch): decoder.layer_arguments(len(batch), tokens.shape[1]) for batch in batches}
 
         def calls(index: int, batches: list[Tensor]) -> list[dict[str, Any]]:

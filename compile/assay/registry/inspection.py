@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from assay.artifact import LOCK_NAME
-from assay.errors import IntegrityError
+from assay.errors import IntegrityError, UsageError
 from assay.registry.layout import Layout
 from assay.registry.modelpack import Pack, build_pack, read_pack, recipe_digest
 from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, TITLE, Descriptor, describe, parse_json, parse_manifest
@@ -158,6 +159,35 @@ def verify(registry: Path | str, reference: str) -> Verification:
         size_bytes=sum(blob.size for blob in unique.values()),
         evidence=tuple(descriptor.digest for descriptor in found),
     )
+
+
+def verify_pulled(registry: Path | str, facts: DirectoryFacts) -> Verification:
+    """Find a directory's bytes in a registry, and check everything there as `verify` does; IntegrityError when it has no such bytes."""
+    layout = Layout.open(registry)
+    for name, _, descriptor in layout.index().models():
+        with suppress(IntegrityError):
+            pack = read_pack(layout.read_json_blob(descriptor), name)
+            if pack.bundle_digest == facts.bundle_digest:
+                break
+    else:
+        raise IntegrityError(
+            f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {layout.root}. They were "
+            "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
+        )
+    return verify(registry, f"{name}@{descriptor.digest}")
+
+
+def is_directory(registry: Path | str, reference: str) -> bool:
+    """Whether a directory is meant, not a published artifact; UsageError when it may be either."""
+    if not Path(reference).is_dir():
+        return False
+    if "/" in reference or reference.startswith("."):
+        return True
+    if any(listing.name == reference for listing in (list_artifacts(registry) if Path(registry).is_dir() else ())):
+        raise UsageError(
+            f"{reference} is a directory here and an artifact in {registry}: write ./{reference} or {reference}:TAG."
+        )
+    return True
 
 
 def verify_directory(directory: Path, expected: str | None = None) -> DirectoryFacts:

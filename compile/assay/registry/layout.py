@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import io
 import os
-import re
 import secrets
 import stat
 from collections.abc import Callable, Generator, Sequence
@@ -23,11 +22,11 @@ from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
-from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
+from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, explain_disk_errors, sync_directory
 from assay.registry.index import MAX_INDEX_BYTES, Change, Index, parse_index
 from assay.registry.oci import MAX_JSON_BYTES, Descriptor, copy_verified, describe, parse_json
-from assay.registry.reference import Reference
+from assay.registry.reference import Reference, local_directory
 
 LOCK_SECONDS: Final = 60.0
 _LAYOUT = "oci-layout"
@@ -46,7 +45,7 @@ class Layout:
     @classmethod
     def open(cls, location: Path | str) -> Layout:
         """The registry in a directory, to read; UsageError when there is none."""
-        layout = cls(_local_path(location))
+        layout = cls(local_directory(location))
         layout._check_version()
         return layout
 
@@ -56,13 +55,25 @@ class Layout:
 
         Also clears away what killed writers left.  UsageError when the directory holds other things.
         """
-        layout = cls(_local_path(location))
+        layout = cls(local_directory(location))
         with explain_disk_errors(layout.root):
             if not (layout.root / _LAYOUT).exists():
                 layout._initialise()
             layout._check_version()
             layout._sweep()
         return layout
+
+    @staticmethod
+    def check(location: Path | str) -> None:
+        """Raise what `create` would raise, and create nothing: asked before hours are spent on what is to be published."""
+        layout = Layout(local_directory(location))
+        if (layout.root / _LAYOUT).exists():
+            layout._check_version()
+        else:
+            layout._refuse_strangers()
+        nearest = next(place for place in (layout.root, *layout.root.absolute().parents) if place.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise AssayError(f"{nearest}: cannot be written. Choose a registry that you have access to.")
 
     # Reading
 
@@ -238,15 +249,6 @@ class Layout:
                 with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
-
-
-def _local_path(location: Path | str) -> Path:
-    # One slash: a Path has lost the other.
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(location)):
-        raise NotSupportedError(
-            f"{location}: this version publishes to a directory only, an OCI image layout. Give its path."
-        )
-    return Path(location)
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest
+from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest, refuse_code
 from assay.errors import IntegrityError, NotSupportedError, UsageError
 from assay.files import canonical_json, list_files, sha256_bytes, sha256_file, unsafe_name
 from assay.registry.oci import (
@@ -91,12 +91,13 @@ class Pack:
 def build_pack(artifact: Path) -> tuple[Pack, bytes]:
     """Hash every file of an artifact directory and describe it as a ModelPack: same files, same bytes, always.
 
-    Returns the pack and its config blob.  Raises IntegrityError for links, unsafe names and a missing manifest.json,
-    NotSupportedError for unknown formats.
+    Returns the pack and its config blob.  Raises IntegrityError for links, unsafe names, a missing manifest.json and
+    configurations that load code, NotSupportedError for unknown formats.
     """
     if not artifact.is_dir():
         raise UsageError(f"{artifact}: there is no such directory. Give the directory of an artifact that was built.")
     about = read_manifest(artifact)
+    refuse_code(artifact)
     lock_path = artifact / LOCK_NAME
     lock = parse_json(read_small(lock_path), str(lock_path)) if lock_path.is_file() else {}
     layers: dict[str, Descriptor] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.artifact import directory_digest
+from assay.artifact import directory_digest, refuse_code
 from assay.errors import IntegrityError, UsageError
 from assay.files import atomic_directory, list_files
 from assay.registry.layout import Layout
@@ -98,6 +98,7 @@ def _copy_files(layout: Layout, pack: Pack, directory: Path) -> None:
         # "x": the directory is ours and fresh, so that a name that exists is an attack or a defect.
         with path.open("xb") as sink:
             layout.copy_blob(layer, sink)
+    refuse_code(directory)
     # Read back: the digests so far are of bytes that were read, this one is of bytes that were written.
     if (written := directory_digest(directory)) != pack.bundle_digest:
         raise IntegrityError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
-from assay.errors import UsageError
+from assay.errors import NotSupportedError, UsageError
 from assay.registry.oci import DIGEST
 
 DEFAULT_TAG = "latest"
@@ -57,6 +58,16 @@ def check_name(name: str) -> None:
         raise UsageError(
             f"{name!r} cannot name an artifact; allowed: up to 100 of a-z 0-9 . _ -, a letter or digit at both ends."
         )
+
+
+def local_directory(location: Path | str) -> Path:
+    """The directory that a registry's address names; NotSupportedError for the address of a server."""
+    # One slash: a Path has lost the other.
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(location)):
+        raise NotSupportedError(
+            f"{location}: this version publishes to a directory only, an OCI image layout. Give its path."
+        )
+    return Path(location)
 
 
 def check_tag(tag: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -48,7 +49,9 @@ _EMBEDDING = "model.embed_tokens.weight"
 def build_baseline(checkpoint: Checkpoint, destination: Path) -> None:
     """Write the unquantized float32 model directory that onnxruntime-genai loads."""
     arguments = ["-i", str(checkpoint.directory), "-o", str(destination), "-p", "fp32", "-e", "cpu"]
-    run_module(_BUILDER, "onnxruntime_genai.models.builder", *arguments, seconds=_BUILD_SECONDS)
+    with tempfile.TemporaryDirectory() as cache:
+        # It would keep its cache in the working directory.
+        run_module(_BUILDER, "onnxruntime_genai.models.builder", *arguments, "-c", cache, seconds=_BUILD_SECONDS)
     if not (destination / CONFIG).is_file():
         raise AssayError(f"{_BUILDER} wrote no {CONFIG}; this release of it is not one that Assay knows.")
     _copy_tokenizer(checkpoint, destination)

@@ -95,6 +95,7 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         verdict=verdict,
         meaning=_MEANING[verdict.verdict],
         header=evidence.header,
+        bits_per_parameter=_bits_per_parameter(evidence, manifest),
         summary=_summary(verdict) if sound else "",
         tiles=_tiles(verdict) if sound else [],
         gates=[_gate_view(row) for row in verdict.gates],
@@ -119,9 +120,24 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
 def _summary(verdict: Verdict) -> str:
     """The consequences in one sentence, for a pull request or a message."""
     rows = [row for metric in _TILES[:3] if (row := verdict.row(metric)) and row.difference is not None]
+    rows += [row for row in verdict.gates if row not in rows and _is_worse(row)]
     phrases = [wording.consequence(row.metric, row.difference) + _in_brackets(row) for row in rows]
     sentence = ", ".join(phrases)
     return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
+
+
+def _is_worse(row: Row) -> bool:
+    """Whether all of a ratio's interval is on the bad side of no change."""
+    words = wording.words(row.metric)
+    if row.interval is None or words.difference != "factor":
+        return False
+    return row.interval[1] < 1 if words.higher_is_better else row.interval[0] > 1
+
+
+def _bits_per_parameter(evidence: Evidence, manifest: dict[str, Any]) -> float | None:
+    """Bits on disk for each parameter of the model, all files counted; None where the manifest does not say how many it has."""
+    parameters = manifest.get("parameters")
+    return 8 * evidence.header.candidate.size_bytes / parameters if parameters else None
 
 
 def _in_brackets(row: Row) -> str:

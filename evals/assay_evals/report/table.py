@@ -18,6 +18,9 @@ _SIGNS: dict[Outcome, tuple[str, str]] = {
 }
 
 
+_CAPTION = "intervals: quality 90%, n tokens or questions in documents; speed 95%, n processes in blocks"
+
+
 def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
     """Metric and its limit, baseline, candidate, difference and its interval, samples, verdict; fits 80 columns.
 
@@ -31,6 +34,8 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         pad_edge=False,
         collapse_padding=True,
         header_style="dim",
+        caption=_CAPTION,
+        caption_justify="left",
     )
     table.add_column("metric", min_width=14)
     for name in ("baseline", "candidate", "difference", "n"):
@@ -53,7 +58,7 @@ def _cells(row: Row, asked: str, limit: float | None) -> tuple[str, str, str, st
         wording.value(row.metric, row.baseline),
         wording.value(row.metric, row.candidate),
         f"{wording.difference(row.metric, row.difference, limit)}\n{interval}".rstrip(),
-        f"{row.n:,}",
+        f"{row.n:,}" if row.clusters is None else f"{row.n:,}\nin {row.clusters:,}",
     )
 
 

@@ -40,6 +40,10 @@ class Runtime(Protocol):
         """Scores of the next token after every prefix: float32 [len(tokens), vocabulary]."""
         ...
 
+    def decode_logits(self, tokens: list[int], start: int) -> NDArray[np.float32]:
+        """The scores after each token from `start` on, fed one at a time after the others: float32 [len(tokens) − start, vocabulary]."""
+        ...
+
     def generate(self, prompt: list[int], new_tokens: int) -> Generated:
         """Exactly `new_tokens` greedy tokens after the prompt (end-of-text does not stop it), each with its time."""
         ...

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime_genai
 from numpy.typing import NDArray
 
+from assay.artifact import refuse_code
 from assay.errors import AssayError, IntegrityError
 from assay.files import read_json
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
@@ -25,6 +26,7 @@ class OnnxRuntimeGenaiRuntime:
         og.disable_telemetry_events()
         self.name = runtime_version("onnxruntime-genai")
         try:
+            refuse_code(directory)
             self.context_length = int(read_json(directory / "genai_config.json")["model"]["context_length"])
             self._model = og.Model(str(directory))
             self._tokenizer = og.Tokenizer(self._model)
@@ -44,6 +46,16 @@ class OnnxRuntimeGenaiRuntime:
         generator = self._generator(len(tokens))
         generator.append_tokens(np.array([tokens], dtype=np.int32))
         return np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
+
+    def decode_logits(self, tokens: list[int], start: int) -> NDArray[np.float32]:
+        check_length(len(tokens), 0, self.context_length)
+        generator = self._generator(len(tokens))
+        generator.append_tokens(np.array([tokens[:start]], dtype=np.int32))
+        rows: list[NDArray[np.float32]] = []
+        for token in tokens[start:]:
+            generator.append_tokens(np.array([[token]], dtype=np.int32))
+            rows.append(np.array(generator.get_output("logits"), dtype=np.float32)[0, -1])
+        return np.stack(rows)
 
     def generate(self, prompt: list[int], new_tokens: int) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)

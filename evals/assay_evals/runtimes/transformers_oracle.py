@@ -47,6 +47,17 @@ class TransformersRuntime:
         return self._model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
 
     @torch.inference_mode()
+    def decode_logits(self, tokens: list[int], start: int) -> NDArray[np.float32]:
+        check_length(len(tokens), 0, self.context_length)
+        cache = self._model(torch.tensor([tokens[:start]]), use_cache=True, logits_to_keep=1).past_key_values
+        rows: list[torch.Tensor] = []
+        for token in tokens[start:]:
+            output = self._model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            rows.append(output.logits[0, -1].float())
+        return torch.stack(rows).numpy()
+
+    @torch.inference_mode()
     def generate(self, prompt: list[int], new_tokens: int) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ _RUN_SECONDS = 1800
 _SEED = 0
 
 
-def requests_of(evaluate: Evaluate, stream: list[int]) -> list[dict[str, Any]]:
+def requests_of(evaluate: Evaluate, stream: Iterable[int]) -> list[dict[str, Any]]:
     """The requests that the recipe's speed metrics need, one for each prompt length; stream: token ids to take prompts from."""
     wanted: dict[int, int] = {}
     for metric in evaluate.speed:
@@ -29,9 +30,10 @@ def requests_of(evaluate: Evaluate, stream: list[int]) -> list[dict[str, Any]]:
             wanted.setdefault(metric.prompt_tokens, 1)
     if not wanted and any(metric.metric == "peak_memory" for metric in evaluate.speed):
         wanted[256] = 16
-    if wanted and len(stream) < max(wanted):
-        raise UsageError(f"the evaluation text has {len(stream)} tokens, too few for a prompt of {max(wanted)}.")
-    return [{"prompt": stream[:length], "new_tokens": new_tokens} for length, new_tokens in sorted(wanted.items())]
+    tokens = list(itertools.islice(stream, max(wanted, default=0)))
+    if len(tokens) < max(wanted, default=0):
+        raise UsageError(f"the evaluation text has {len(tokens)} tokens, too few for a prompt of {max(wanted)}.")
+    return [{"prompt": tokens[:length], "new_tokens": new_tokens} for length, new_tokens in sorted(wanted.items())]
 
 
 def measure_speed(
