@@ -71,6 +71,9 @@ def run_job(arguments: argparse.Namespace) -> None:
         for index in range(checkpoint.shape.layers + 1):
             for name, module in (store.read(index) if store.holds(index) else {}).items():
                 models[1].get_submodule(name).weight.data = module.weight.dequantize()
+    if arguments.keep:
+        models[1].save_pretrained(arguments.keep / f"{arguments.job}-{arguments.scheme}")
+        tokenizer.save_pretrained(arguments.keep / f"{arguments.job}-{arguments.scheme}")
     kl: list[float] = []
     agreed: list[int] = []
     with torch.inference_mode():
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--keep", type=Path, help="directory to save the dequantized models in, for other yardsticks")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--scheme", help=argparse.SUPPRESS)

@@ -29,7 +29,7 @@ WHOLE: dict[str, Any] = {
     "evaluate": {
         "length": 64,
         "quality": [{"metric": "kl_divergence", "tokens": 600}],
-        "speed": [{"metric": "decode_tokens_per_second", "prompt_tokens": 16, "new_tokens": 4}],
+        "speed": [{"metric": "decode_tokens_per_second", "prompt_tokens": 16, "new_tokens": 8}],
         "blocks": 3,
     },
     "gate": {"kl_divergence": {"max": 20.0}},
@@ -67,7 +67,7 @@ def test_a_compile_killed_again_and_again_ends_with_the_same_digest(
     while kills < KILLS:
         with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
-                out, err = process.communicate(timeout=chance.uniform(0.05, 0.45) * seconds)
+                out, err = process.communicate(timeout=chance.uniform(0.1, 0.75) * seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
                 kills += 1
@@ -97,15 +97,16 @@ def test_a_disk_that_fills_up_during_a_compile(
     disk = make_disk(64 << 10)
     where = ("--workspace", disk.place / "artifacts", "--set", f"publish.registry={disk.place / 'store'}")
     refused: set[str] = set()
-    for size_kib in (64, 200, 400, 800, 1200, 1600, 2000, 2400, 3200, 4800, 9600):
+    for size_kib in (64, 2400, 3200, 9600):
         disk.resize(size_kib << 10)
         done = assay("compile", "recipe.yaml", "--json", *where, cwd=whole)
         if done.returncode == 0:
             break
         found = json.loads(done.stdout)
         assert (done.returncode, found["exit_code"]) == (4, 4), done.stderr
-        assert "no space left on this disk" in found["error"] and "Traceback" not in done.stderr
-        refused.add(Path(found["error"].split(":")[0]).name.split("-")[0])
+        reason = found.get("error") or found["refused"]
+        assert "no space left on this disk" in reason and "Traceback" not in done.stderr
+        refused.add(Path(reason.split(":")[0]).name.split("-")[0])
         if (disk.place / "store/index.json").exists():
             assert list_artifacts(disk.place / "store") == ()
     else:

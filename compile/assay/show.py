@@ -92,7 +92,8 @@ class Output:
     def concluded(self, outcome: Outcome) -> None:
         if self._json:
             body = {"run": str(outcome.run), "report": str(outcome.report), "verdict": outcome.verdict.to_json()}
-            self._write_json(body | {"published": _plain(outcome.receipt), "refused": outcome.refused})
+            body |= {"published": _plain(outcome.receipt), "refused": outcome.refused, "exit_code": outcome.exit_code}
+            self._write_json(body)
             return
         self.judged(outcome.verdict)
         sys.stdout.write(f"report     {outcome.report}\n")
