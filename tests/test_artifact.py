@@ -14,6 +14,7 @@ from assay.artifact import (
     directory_digest,
     file_digests,
     read_manifest,
+    refuse_code,
     size_bytes,
 )
 from assay.errors import IntegrityError
@@ -77,3 +78,22 @@ def test_the_manifest_is_read_and_its_version_checked(artifact: Path) -> None:
     (artifact / MANIFEST_NAME).unlink()
     with pytest.raises(IntegrityError, match=r"no manifest\.json"):
         read_manifest(artifact)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        (
+            "genai_config.json",
+            {"model": {"decoder": {"session_options": {"custom_ops_library": "x"}}}},
+            "custom_ops_library",
+        ),
+        ("genai_config.json", {"model": {"pipeline": [{"x": {"custom_ops_library": ""}}]}}, "custom_ops_library"),
+        ("config.json", {"auto_map": {"AutoModel": "model.Model"}}, "auto_map"),
+    ],
+)
+def test_a_configuration_that_loads_code_is_refused(artifact: Path, name: str, content: object, key: str) -> None:
+    refuse_code(artifact)
+    (artifact / name).write_bytes(readable_json(content))
+    with pytest.raises(IntegrityError, match=f"{name}: {key} makes a runtime load code"):
+        refuse_code(artifact)

@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from assay.calibration import calibration_tokens, encode, tokens_digest
+from assay.calibration import calibration_tokens, encode, rendered, tokens_digest
 from assay.errors import UsageError
 from assay.recipe import Sampling
 from assay.text import Document, python_docs
@@ -112,6 +112,32 @@ def test_a_tokenizer_without_end_of_text_joins_without_one(tiny_model: Callable[
     assert calibration_tokens(documents, bare, sampling(1, len(joined))).tolist() == [joined]
 
 
+def test_of_a_large_text_some_documents_are_read_and_they_are_random(tokenizer: Any) -> None:
+    documents = [Document(str(number), f"{number} " * 40) for number in range(2000)]
+    read: list[list[str]] = []
+    for seed in (0, 1):
+        names: list[str] = []
+        spy: Any = _Spy(tokenizer, names)
+        assert calibration_tokens(documents, spy, sampling(4, 64, seed)).shape == (4, 64)
+        read.append(names)
+    assert all(20 < len(names) < 200 for names in read) and read[0] != read[1]
+    assert all(names == sorted(names, key=int) for names in read), "in their order"
+
+
+class _Spy:
+    """A tokenizer that notes the first word of what it is given."""
+
+    def __init__(self, tokenizer: Any, seen: list[str]) -> None:
+        self._tokenizer, self._seen = tokenizer, seen
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self._seen.append(text.split(maxsplit=1)[0])
+        return self._tokenizer(text, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
 @pytest.mark.parametrize("short", [1, 5])
 def test_a_text_that_is_too_short_says_how_far_it_goes(tokenizer: Any, short: int) -> None:
     documents = [Document("a", "word " * 200)]
@@ -140,6 +166,12 @@ def test_text_is_encoded_without_tokens_of_our_own(tiny_model: Callable[[str], P
 
 def test_chat_messages_pass_through_the_models_own_template(tokenizer: Any) -> None:
     assert tokenizer.decode(encode(Document("a", CHAT), tokenizer)) == "[user] Hello\n[assistant] Hi\n"
+
+
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(tiny_model: Callable[[str], Path]) -> None:
+    dated = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    dated.chat_template = "Today is {{ strftime_now('%d %b %Y') }}.{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert rendered(Document("a", CHAT), dated) == "Today is 01 Jan 2025.HelloHi"
 
 
 def test_chat_messages_without_a_template_are_refused(tiny_model: Callable[[str], Path]) -> None:

@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -319,3 +321,58 @@ def test_what_does_not_belong_in_an_artifact_is_refused(tmp_path: Path, spoil: C
     spoil(tmp_path)
     with pytest.raises(IntegrityError):
         list_files(tmp_path)
+
+
+# Directories that are switched, and what killed writers left
+
+
+WATCH = """
+import sys
+from pathlib import Path
+from assay.files import replace_directory
+place, there = Path(sys.argv[1]), []
+sys.addaudithook(lambda event, _: event.startswith(("os.", "shutil.")) and there.append((place / "old/file").exists()))
+replace_directory(place / "new", place / "old")
+assert len(there) > 2 and all(there), there
+"""
+
+
+def test_a_directory_is_there_at_every_moment_of_its_replacement(tmp_path: Path) -> None:
+    """Two names are swapped in one step: a reader never finds none."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    subprocess.run([sys.executable, "-c", WATCH, str(tmp_path)], check=True)
+    assert (tmp_path / "old/file").read_text() == "new" and not (tmp_path / "new").exists()
+
+
+def test_without_an_atomic_exchange_the_old_directory_is_put_back_on_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assay.files._exchange", lambda *_: False)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/file").touch()
+    with pytest.raises(FileNotFoundError):
+        replace_directory(tmp_path / "nowhere", tmp_path / "old")
+    assert (tmp_path / "old/file").exists()
+    (tmp_path / "new").mkdir()
+    replace_directory(tmp_path / "new", tmp_path / "old")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old"] and not any((tmp_path / "old").iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_living_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = tmp_path / "served"
+    dead, other = temporary_beside(destination), temporary_beside(tmp_path / "other")
+    for path in (dead, other):
+        (path / "inner").mkdir(parents=True)
+    with atomic_directory(destination) as living:
+        assert dead.exists(), "it may have been made a moment ago, and not be locked yet"
+        monkeypatch.setattr("assay.files._SWEPT_AFTER_SECONDS", -1.0)
+        with atomic_directory(destination) as second:
+            (second / "second").touch()
+        assert living.exists() and not dead.exists() and other.exists()
+        (living / "first").touch()
+    assert [path.name for path in destination.iterdir()] == ["first"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, "served"])

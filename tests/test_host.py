@@ -7,12 +7,22 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from assay import __version__
 from assay.files import canonical_json
-from assay.host import cores, cpu_facts, environment, memory_bytes, offline_environment, package_versions
+from assay.host import (
+    code_digest,
+    cores,
+    cpu_facts,
+    environment,
+    machine_facts,
+    memory_bytes,
+    offline_environment,
+    package_versions,
+)
 
 
 def test_versions_are_those_installed() -> None:
@@ -39,6 +49,30 @@ def test_cores_are_those_this_process_may_use() -> None:
 
 def test_memory_is_plausible() -> None:
     assert 1 << 28 < memory_bytes() < 1 << 50
+
+
+def test_machine_facts_are_stable_and_fit_into_json() -> None:
+    assert machine_facts() == machine_facts() and canonical_json(machine_facts())
+    assert machine_facts()["memory_bytes"] == memory_bytes()
+
+
+def test_the_digest_of_code_follows_every_file_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "some_code/inner").mkdir(parents=True)
+    for name in ("__init__.py", "inner/__init__.py", "inner/deep.py"):
+        (tmp_path / "some_code" / name).write_text("x = 1\n")
+    digests = {code_digest("some_code"), code_digest("some_code.inner"), code_digest("some_code.inner.deep")}
+    assert len(digests) == 3
+    (tmp_path / "some_code/inner/deep.py").write_text("x = 2\n")
+    assert code_digest("some_code") in digests, "asked once in a process"
+    code_digest.cache_clear()
+    digests |= {code_digest("some_code"), code_digest("some_code.inner"), code_digest("some_code.inner.deep")}
+    assert len(digests) == 6
+    (tmp_path / "some_code/notes.txt").write_text("not code")
+    code_digest.cache_clear()
+    assert code_digest("some_code") in digests
+    with pytest.raises(ModuleNotFoundError):
+        code_digest("some_code.nowhere")
 
 
 def test_children_stay_offline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,8 @@ def test_fresh_evidence_measures_and_builds_nothing(own: Tiny, snapshot: Snapsho
     after = snapshot(own.workspace / "cache")
     changed = {name.split("-")[0].lstrip(".") for name in before if before[name] != after[name]}
     assert changed == {"quality", "speed"} and fresh.verdict.verdict == "PASS"
+    known = read_json(fresh.run / "evidence/evidence.json")["environment"]
+    assert known["speed_measurements"] == 2, "how often it was measured does not stay hidden"
 
 
 def test_another_gate_is_judged_on_the_same_measurements(

@@ -1,8 +1,7 @@
 """Calibration tokens: windows of one length, drawn by a seed from the tokenized documents.
 
-Documents are taken in random order until there are several times as many tokens as asked for, tokenized as the model would see
-them (chat messages through its own template), joined with the end-of-text token, cut into windows, and sampled without
-replacement. A text too short for the declared samples is an error, never a silent repeat.
+Documents (of a large text some, at random) are tokenized as the model would see them (chat messages through its own template), joined
+with the end-of-text token, cut into windows, and sampled without replacement. A text too short for the declared samples is an error, never a silent repeat.
 """
 
 from __future__ import annotations
@@ -19,22 +18,19 @@ from assay.errors import UsageError
 from assay.recipe import Sampling
 from assay.text import Document
 
-_SPARE = 4
+# Several times what a token takes in any language.
+_CHARACTERS_PER_TOKEN = 32
 # Some templates write today's date; the same recipe has to give the same tokens tomorrow.
 _DAY = datetime.date(2025, 1, 1)
 
 
 def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Sampling) -> Tensor:
     """int64 [samples, length], the same for the same documents, tokenizer and seed."""
-    random = torch.Generator().manual_seed(sampling.seed)
-    enough = _SPARE * sampling.samples * sampling.length
     stream: list[int] = []
-    for index in torch.randperm(len(documents), generator=random).tolist():
-        stream += encode(documents[index], tokenizer)
+    for document in _enough(documents, sampling):
+        stream += encode(document, tokenizer)
         if tokenizer.eos_token_id is not None:
             stream.append(tokenizer.eos_token_id)
-        if len(stream) >= enough:
-            break
     windows = len(stream) // sampling.length
     if windows < sampling.samples:
         raise UsageError(
@@ -42,8 +38,25 @@ def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Samp
             f"for {sampling.samples}. Lower calibration.samples or calibration.length, or give more text."
         )
     cut = torch.tensor(stream[: windows * sampling.length], dtype=torch.int64).view(windows, sampling.length)
-    chosen = torch.randperm(windows, generator=random)[: sampling.samples]
-    return cut[chosen.sort().values]
+    return cut[_permutation(windows, sampling)[: sampling.samples].sort().values]
+
+
+def _enough(documents: list[Document], sampling: Sampling) -> list[Document]:
+    """Of a large text some documents, at random and in their order: several times as much as is drawn from them."""
+    wanted = _CHARACTERS_PER_TOKEN * sampling.samples * sampling.length
+    picked: list[int] = []
+    characters = 0
+    for index in _permutation(len(documents), sampling).tolist():
+        if characters >= wanted:
+            break
+        picked.append(index)
+        content = documents[index].content
+        characters += len(content) if isinstance(content, str) else sum(len(turn["content"]) for turn in content)
+    return [documents[index] for index in sorted(picked)]
+
+
+def _permutation(count: int, sampling: Sampling) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(sampling.seed))
 
 
 def encode(document: Document, tokenizer: Any) -> list[int]:

@@ -93,6 +93,16 @@ def test_the_verdict_and_its_consequences_come_first(tmp_path: Path, good: Evide
     )
 
 
+def test_what_the_figures_are_figures_of_is_said(tmp_path: Path, good: Evidence) -> None:
+    """The baseline's dtype flatters a ratio, and bits of the quantized weights alone flatter a size."""
+    _, parsed = page(tmp_path, good, manifest() | {"parameters": 134_515_008})
+    opening = parsed.text[:1200]
+    assert "the same model, unquantized, in float32" in opening
+    assert "4.60 bits per quantized weight, 8.44 per parameter on disk" in opening
+    _, parsed = page(tmp_path, good)
+    assert "per parameter" not in parsed.text
+
+
 def test_every_gate_check_digest_and_layer_kind_is_there(tmp_path: Path, good: Evidence) -> None:
     source, parsed = page(tmp_path, good)
     verdict = judge(good)
@@ -274,4 +284,5 @@ def test_the_table_fits_the_terminal(make_evidence: Callable[..., Evidence], wid
     for expected in ("✗ FAIL", "~ INCONCLUSIVE", "✓ PASS", "≥ 1.5", "≤ 0.1", "≥ −6", "142 MB", "exact", "perplexity"):
         assert expected in text
     assert "same build" not in text
+    assert "in 40" in text and "in 6" in text, "documents and blocks, which are what counts as independent"
     assert max(len(line) for line in text.splitlines()) <= width

@@ -257,3 +257,26 @@ def test_a_damaged_configuration_is_an_integrity_error(model: Path, content: str
     (model / "config.json").write_text(content)
     with pytest.raises(IntegrityError, match=r"config\.json: "):
         Checkpoint(model)
+
+
+def test_a_whole_checkpoint_passes_its_check(model: Path, sharded: Path) -> None:
+    Checkpoint(model).check()
+    Checkpoint(sharded).check()
+
+
+def test_a_check_reads_every_shard_and_misses_no_matrix(sharded: Path) -> None:
+    *_, last = sorted(sharded.glob("model-*.safetensors"))
+    data = last.read_bytes()
+    last.write_bytes(data[:-1])
+    with pytest.raises(IntegrityError, match="not a complete safetensors file"):
+        Checkpoint(sharded).check()
+    last.write_bytes(data)
+    index = json.loads((sharded / INDEX).read_text())
+    place = index["weight_map"].pop(DOWN)
+    (sharded / INDEX).write_text(json.dumps(index))
+    with pytest.raises(IntegrityError, match=f"the tensor {re.escape(DOWN)} is missing"):
+        Checkpoint(sharded).check()
+    other = next(file for file in index["weight_map"].values() if file != place)
+    (sharded / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | {DOWN: other}}))
+    with pytest.raises(IntegrityError, match=f"lacks the tensor {re.escape(DOWN)}"):
+        Checkpoint(sharded).check()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,17 +130,8 @@ def assert_sound(registry: Path) -> None:
             layout.copy_blob(blob, None)
 
 
-def snapshot(directory: Path) -> dict[str, tuple[bytes, int, int]]:
-    """Bytes, inode and time of every file: two equal snapshots mean that nothing was rewritten."""
-    return {
-        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="session")
-def helpers() -> Any:
+def helpers(snapshot: Any) -> Any:
     """The functions of this file, which test files cannot import under importlib mode."""
     from types import SimpleNamespace
 
@@ -162,29 +151,13 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk(make_disk: Callable[[int], Any]) -> Callable[[int], Path]:
     """Mount a memory file system of some bytes; skips where mounting is not allowed."""
-    mounted: list[Path] = []
-
-    def mount(size_bytes: int) -> Path:
-        if os.geteuid() != 0 or shutil.which("mount") is None:
-            pytest.skip("mounting a small disk needs root and mount")
-        place = tmp_path / f"disk{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in reversed(mounted):
-        subprocess.run(["umount", str(place)], check=True)
+    return lambda size_bytes: make_disk(size_bytes).place
 
 
 @pytest.fixture
-def read_only(tmp_path: Path, small_disk: Callable[[int], Path]) -> Iterator[Path]:
+def read_only(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory that cannot be written, by root neither."""
     if os.geteuid() != 0:
         place = tmp_path / "read-only"
@@ -193,13 +166,13 @@ def read_only(tmp_path: Path, small_disk: Callable[[int], Path]) -> Iterator[Pat
         yield place
         place.chmod(0o755)
         return
-    disk = small_disk(1 << 20)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    yield disk
+    disk = request.getfixturevalue("make_disk")(1 << 20)
+    disk.make_read_only()
+    yield disk.place
 
 
 @pytest.fixture
-def read_only_registry(run: Path, tmp_path: Path, small_disk: Callable[[int], Path]) -> Iterator[Path]:
+def read_only_registry(run: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A registry with small:latest in it, on a disk that is read-only from then on."""
     from assay.registry.publish import publish
 
@@ -212,7 +185,7 @@ def read_only_registry(run: Path, tmp_path: Path, small_disk: Callable[[int], Pa
         store.chmod(0o755)
         (store / ".partial").chmod(0o755)
         return
-    disk = small_disk(4 << 20)
-    publish(run / "artifact", run, disk / "store", "small")
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    yield disk / "store"
+    disk = request.getfixturevalue("make_disk")(4 << 20)
+    publish(run / "artifact", run, disk.place / "store", "small")
+    disk.make_read_only()
+    yield disk.place / "store"

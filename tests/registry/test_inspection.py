@@ -10,7 +10,7 @@ import pytest
 from assay.artifact import directory_digest
 from assay.errors import IntegrityError, PublishRefusedError, UsageError
 from assay.files import canonical_json, sha256_bytes
-from assay.registry.inspection import list_artifacts, show, verify, verify_directory
+from assay.registry.inspection import list_artifacts, show, verify, verify_directory, verify_pulled
 from assay.registry.layout import Layout
 from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe
 from assay.registry.publish import Receipt, publish
@@ -26,6 +26,15 @@ def receipt(run: Path, registry: Path) -> Receipt:
 
 def blob(registry: Path, digest: str) -> Path:
     return registry / "blobs/sha256" / digest.removeprefix("sha256:")
+
+
+def test_hostile_words_are_shown_as_text(make_run: MakeRun, registry: Path, assay: Callable[..., Any]) -> None:
+    """Neither what a library takes for markup nor what steers a terminal."""
+    run = make_run(about={"scheme": "[/x]\x1b[31m", "method": "[/]"})
+    publish(run / "artifact", run, registry, "small")
+    for command in (("list",), ("show", "small")):
+        done = assay(*command, "--registry", registry)
+        assert done.returncode == 0 and "[/x]" in done.stdout and "\x1b" not in done.stdout, done.stderr
 
 
 def test_an_empty_registry_lists_nothing(registry: Path) -> None:
@@ -148,6 +157,15 @@ def test_an_artifact_without_evidence_is_not_verified(receipt: Receipt, registry
     (registry / "index.json").write_bytes(canonical_json(index))
     with pytest.raises(IntegrityError, match="has no evidence"):
         verify(registry, "small")
+
+
+def test_a_pulled_directory_is_found_by_its_bytes(receipt: Receipt, registry: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pull(registry, "small", out)
+    assert verify_pulled(registry, verify_directory(out)).digest == receipt.digest
+    (out / "README.md").write_text("# Another model\n")
+    with pytest.raises(IntegrityError, match="are of no artifact in"):
+        verify_pulled(registry, verify_directory(out))
 
 
 def test_a_pulled_directory_is_verified_without_a_registry(receipt: Receipt, registry: Path, tmp_path: Path) -> None:

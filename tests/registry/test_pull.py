@@ -242,6 +242,25 @@ def test_a_hostile_registry_writes_nothing(receipt: Receipt, registry: Path, tmp
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_artifact_that_would_load_code_is_neither_published_nor_pulled(
+    make_run: MakeRun, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime-genai opens the library that its configuration names, whatever the file is called."""
+    config = {"model": {"decoder": {"session_options": {"custom_ops_library": "vocab.json"}}}}
+    run = make_run(
+        "hostile", files={"model.onnx": b"x", "genai_config.json": canonical_json(config), "vocab.json": b"ELF"}
+    )
+    with pytest.raises(IntegrityError, match="custom_ops_library makes a runtime load code"):
+        publish(run / "artifact", run, registry, "hostile")
+    assert not registry.exists()
+    with monkeypatch.context() as lax:
+        lax.setattr("assay.registry.modelpack.refuse_code", lambda _: None)
+        publish(run / "artifact", run, registry, "hostile")
+    with pytest.raises(IntegrityError, match="custom_ops_library makes a runtime load code"):
+        pull(registry, "hostile", tmp_path / "served")
+    assert not (tmp_path / "served").exists()
+
+
 def test_a_layer_that_claims_another_size_is_seen(receipt: Receipt, registry: Path, tmp_path: Path) -> None:
     for claim in (0, 1 << 40):
         value = json.loads(blob(registry, receipt.digest).read_bytes())
