@@ -1,13 +1,15 @@
 """Calibration tokens: windows of one length, drawn by a seed from the tokenized documents.
 
-Documents (of a large text some, at random) are tokenized as the model would see them (chat messages through its own template), joined
-with the end-of-text token, cut into windows, and sampled without replacement. A text too short for the declared samples is an error, never a silent repeat.
+Documents (of a large text some, at random) are tokenized as the model would see them (chat messages through its own template),
+joined with the end-of-text token, cut into windows, and sampled without replacement. A text too short for the declared samples is
+an error, never a silent repeat.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from assay.text import Document
 _CHARACTERS_PER_TOKEN = 32
 # Some templates write today's date; the same recipe has to give the same tokens tomorrow.
 _DAY = datetime.date(2025, 1, 1)
+_DATE_FORMAT = re.compile(r"""strftime_now\(\s*['"]([^'"]+)['"]""")
+_FIXED_DATE = "{%- macro strftime_now(format) -%}{{ fixed_dates[format] }}{%- endmacro -%}"
 
 
 def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Sampling) -> Tensor:
@@ -71,8 +75,13 @@ def rendered(document: Document, tokenizer: Any) -> str:
         return content
     if not tokenizer.chat_template:
         raise UsageError(f"{document.name}: holds chat messages, but the model has no chat template; use a text field.")
+    template = tokenizer.get_chat_template()
+    dates = {found: _DAY.strftime(found) for found in _DATE_FORMAT.findall(template)}
     try:
-        return tokenizer.apply_chat_template(content, tokenize=False, strftime_now=_DAY.strftime)
+        # A macro takes the place of the function that tells today's date; only plain data may be handed in.
+        return tokenizer.apply_chat_template(
+            content, tokenize=False, chat_template=_FIXED_DATE * bool(dates) + template, fixed_dates=dates
+        )
     except TemplateError as error:
         raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error
 

@@ -98,7 +98,7 @@ def test_what_the_figures_are_figures_of_is_said(tmp_path: Path, good: Evidence)
     _, parsed = page(tmp_path, good, manifest() | {"parameters": 134_515_008})
     opening = parsed.text[:1200]
     assert "the same model, unquantized, in float32" in opening
-    assert "4.60 bits per quantized weight, 8.44 per parameter on disk" in opening
+    assert "4.60 bits per quantized weight, 8.45 per parameter on disk" in opening
     _, parsed = page(tmp_path, good)
     assert "per parameter" not in parsed.text
 

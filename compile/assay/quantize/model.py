@@ -3,7 +3,8 @@
 For every group of Linears that share an input, two things are accumulated over the calibration tokens: the Gram matrix X̃ᵀX̃ of
 the inputs in the quantized model, and, where earlier errors are to be corrected, the drift (X − X̃)ᵀX̃ against the float model. The
 drift is a regression with far fewer unknowns than there are tokens: half of the samples give it (docs/benchmarks.md), so the float
-model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other forward pass is needed.
+model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other
+forward pass is needed.
 
 Each finished layer is written, whole and synced, before the next begins: a killed job resumes there and ends with the same bytes.
 """
