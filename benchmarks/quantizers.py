@@ -26,6 +26,8 @@ JOBS = {
     "rtn-weighted": {"method": "rtn", "range": "activation_weighted"},
     "gptq": {"method": "gptq", "correction": 0.0},
     "gptq-corrected": {"method": "gptq"},
+    "gptq-quarter": {"method": "gptq", "correction": 0.25},
+    "gptq-three-quarters": {"method": "gptq", "correction": 0.75},
 }
 
 
@@ -107,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--evaluation", type=Path)
-    parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--jobs", default="rtn,rtn-weighted,gptq,gptq-corrected")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=64)

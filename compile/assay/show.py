@@ -194,7 +194,9 @@ class Output:
             self._write_json(_plain(found))
             return
         self._console.print(f"[dim]{_escape(found.prompt)}[/]{_escape(found.text)}")
-        if not self._quiet:
+        if found.time_to_first_token_seconds is None:
+            sys.stderr.write("the model ended its text at once\n")
+        elif not self._quiet:
             rate = f", then {found.decode_tokens_per_second:.1f} tokens/s" if found.decode_tokens_per_second else ""
             sys.stderr.write(f"first token after {found.time_to_first_token_seconds * 1000:.0f} ms{rate}\n")
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from assay.errors import AssayError, IntegrityError, UsageError
-from assay_evals.runtimes.base import Runtime, generate_text, open_runtime, runtime_version
+from assay_evals.runtimes.base import Generated, Runtime, generate_text, open_runtime, runtime_version
 
 CONTEXT = 256
 PROMPT = [5, 400, 17, 301, 77, 8, 9, 250, 33, 4, 511, 1]
@@ -100,7 +100,7 @@ def test_each_token_has_its_time(opened: Callable[[str], Runtime], name: str) ->
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_the_end_of_text_does_not_stop_generation(
+def test_the_end_of_text_stops_generation_only_where_that_is_asked_for(
     directory_for: Callable[[str], Path], opened: Callable[[str], Runtime], tmp_path: Path, name: str
 ) -> None:
     first = opened(name).generate(PROMPT, 1).tokens[0]
@@ -112,7 +112,21 @@ def test_the_end_of_text_does_not_stop_generation(
             if "eos_token_id" in part:
                 part["eos_token_id"] = first
         file.write_text(json.dumps(config))
-    assert len(open_runtime(name, directory).generate(PROMPT, 8).tokens) == 8
+    runtime = open_runtime(name, directory)
+    assert len(runtime.generate(PROMPT, 8).tokens) == 8
+    stopped = runtime.generate(PROMPT, 8, stops=True)
+    assert stopped.tokens == stopped.token_seconds == ()
+    assert len(opened(name).generate(PROMPT, 8, stops=True).tokens) == 8
+
+
+def test_a_model_that_ends_its_text_at_once(
+    opened: Callable[[str], Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = opened("transformers")
+    monkeypatch.setattr("assay_evals.runtimes.base.open_runtime", lambda *_: runtime)
+    monkeypatch.setattr(runtime, "generate", lambda *_, stops: Generated((), ()))
+    ended = generate_text("transformers", tmp_path, "The value of", 6)
+    assert (ended.text, ended.time_to_first_token_seconds, ended.decode_tokens_per_second) == ("", None, None)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)

@@ -44,8 +44,8 @@ class Runtime(Protocol):
         """The scores after each token from `start` on, fed one at a time after the others: float32 [len(tokens) − start, vocabulary]."""
         ...
 
-    def generate(self, prompt: list[int], new_tokens: int) -> Generated:
-        """Exactly `new_tokens` greedy tokens after the prompt (end-of-text does not stop it), each with its time."""
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
+        """Exactly `new_tokens` greedy tokens after the prompt, each with its time; `stops`: only those before the end of text."""
         ...
 
 
@@ -88,19 +88,19 @@ def check_length(tokens: int, new_tokens: int, context_length: int) -> None:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt continued by an artifact, and how fast."""
+    """A prompt continued by an artifact, and how fast; None where too few tokens came to tell."""
 
     prompt: str
     text: str
-    time_to_first_token_seconds: float
+    time_to_first_token_seconds: float | None
     decode_tokens_per_second: float | None
 
 
 def generate_text(name: str, directory: Path, prompt: str, new_tokens: int) -> Continuation:
-    """Continue a prompt greedily on a runtime."""
+    """Continue a prompt greedily on a runtime, for some tokens or until the model ends its text."""
     runtime = open_runtime(name, directory)
-    generated = runtime.generate(runtime.encode(prompt), new_tokens)
+    generated = runtime.generate(runtime.encode(prompt), new_tokens, stops=True)
     seconds = generated.token_seconds
-    first, last = min(seconds), max(seconds)
-    rate = (len(seconds) - 1) / (last - first) if len(seconds) > 1 else None
-    return Continuation(prompt, runtime.decode(list(generated.tokens)), first, rate)
+    rate = (len(seconds) - 1) / (seconds[-1] - seconds[0]) if len(seconds) > 1 else None
+    text = runtime.decode(list(generated.tokens)) if generated.tokens else ""
+    return Continuation(prompt, text, seconds[0] if seconds else None, rate)

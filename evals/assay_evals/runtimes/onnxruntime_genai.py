@@ -57,17 +57,21 @@ class OnnxRuntimeGenaiRuntime:
             rows.append(np.array(generator.get_output("logits"), dtype=np.float32)[0, -1])
         return np.stack(rows)
 
-    def generate(self, prompt: list[int], new_tokens: int) -> Generated:
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
-        generator = self._generator(len(prompt) + new_tokens, min_length=len(prompt) + new_tokens)
+        length = len(prompt) + new_tokens
+        generator = self._generator(length, **({} if stops else {"min_length": length}))
         seconds: list[float] = []
         started = time.perf_counter()
         generator.append_tokens(np.array([prompt], dtype=np.int32))
         for _ in range(new_tokens):
             generator.generate_next_token()
             seconds.append(time.perf_counter() - started)
+            if stops and generator.is_done():
+                break
         tokens = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
-        return Generated(tuple(tokens), tuple(seconds))
+        # The token that ends the text is no part of the sequence.
+        return Generated(tuple(tokens), tuple(seconds[: len(tokens)]))
 
     def _generator(self, max_length: int, **options: Any) -> Any:
         params = og.GeneratorParams(self._model)

@@ -34,6 +34,8 @@ class TransformersRuntime:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise AssayError(f"{directory}: transformers cannot load it: {error}") from error
         self.context_length = int(self._model.config.max_position_embeddings)
+        ends = self._model.generation_config.eos_token_id
+        self._ends: set[int] = set(ends) if isinstance(ends, list) else {ends}
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -58,7 +60,7 @@ class TransformersRuntime:
         return torch.stack(rows).numpy()
 
     @torch.inference_mode()
-    def generate(self, prompt: list[int], new_tokens: int) -> Generated:
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []
         seconds: list[float] = []
@@ -67,6 +69,8 @@ class TransformersRuntime:
         for _ in range(new_tokens):
             output = self._model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
+            if stops and token in self._ends:
+                break
             tokens.append(token)
             seconds.append(time.perf_counter() - started)
             step = torch.tensor([[token]])
