@@ -67,6 +67,7 @@ def run(place: SimpleNamespace, tmp_path: Path) -> Path:
 # Help and usage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(assay: Assay, command: str) -> None:
     for option in ("--help", "-h"):
@@ -138,6 +139,7 @@ def _imported(*arguments: object) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_light_commands_import_nothing_heavy(place: SimpleNamespace, tmp_path: Path, run: Path) -> None:
     for command in ("list", "show", "verify", "pull"):
         reference = () if command == "list" else ("passes:latest",)
@@ -205,6 +207,7 @@ def test_a_reader_that_goes_away_is_no_crash() -> None:
 # Exit codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verdict", "code"), [("PASS", 0), ("FAIL", 1), ("INCONCLUSIVE", 3), ("INVALID", 4)])
 def test_gate_and_publish_end_with_the_code_of_the_verdict(
     assay: Assay, place: SimpleNamespace, tmp_path: Path, verdict: str, code: int
@@ -218,6 +221,7 @@ def test_gate_and_publish_end_with_the_code_of_the_verdict(
     assert verdict == "PASS" or f"the verdict on these bytes is {verdict}; only a PASS is published" in published.stderr
 
 
+@pytest.mark.slow
 def test_what_was_tampered_with_is_exit_code_5(assay: Assay, run: Path, place: SimpleNamespace, tmp_path: Path) -> None:
     (run / "artifact/config.json").write_text("{}")
     for command in ("gate", "publish"):
@@ -241,6 +245,7 @@ def test_a_defect_is_not_taken_for_a_fail(tmp_path: Path) -> None:
     assert done.returncode == 4 and "Traceback" in done.stderr and "TypeError" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pulled_directory_is_verified_against_its_registry(
     assay: Assay, place: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -291,6 +296,7 @@ def _published(place: SimpleNamespace, tmp_path: Path, run: Path) -> list[tuple[
     ]
 
 
+@pytest.mark.slow
 def test_json_is_json_and_nothing_else(assay: Assay, place: SimpleNamespace, tmp_path: Path, run: Path) -> None:
     for arguments in _published(place, tmp_path, run):
         done = assay(*arguments, "--json")
@@ -298,6 +304,7 @@ def test_json_is_json_and_nothing_else(assay: Assay, place: SimpleNamespace, tmp
         assert json.loads(done.stdout), arguments
 
 
+@pytest.mark.slow
 def test_plain_output_has_no_escapes_and_quiet_has_only_the_result(
     assay: Assay, place: SimpleNamespace, tmp_path: Path, run: Path
 ) -> None:
@@ -308,6 +315,7 @@ def test_plain_output_has_no_escapes_and_quiet_has_only_the_result(
     assert "PASS" in assay("gate", run, "--quiet").stdout
 
 
+@pytest.mark.slow
 def test_errors_are_json_too(assay: Assay, place: SimpleNamespace, tmp_path: Path) -> None:
     done = assay("publish", place.runs["FAIL"], "--registry", tmp_path / "store", "--json")
     found = json.loads(done.stdout)

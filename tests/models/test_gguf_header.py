@@ -269,6 +269,7 @@ def real_model() -> Path:
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
+@pytest.mark.slow
 def test_agrees_with_the_gguf_package_on_a_real_model(real_model: Path) -> None:
     package = pytest.importorskip("gguf", reason="the gguf package is not installed")
     reader = package.GGUFReader(real_model)

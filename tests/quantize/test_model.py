@@ -118,6 +118,7 @@ def matches_reference(model: Path, case: dict[str, Any], directory: Path, naive:
         assert naive.differ_only_at_ties(weight.codes.numpy(), codes, rounded, order), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_model_is_quantized_as_by_a_slow_reference(
     tiny_model: Callable[[str], Path], naive: Any, tmp_path: Path, case: dict[str, Any]

@@ -63,6 +63,7 @@ def kill_before_step(number: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 def test_a_publish_killed_at_any_step_leaves_a_sound_registry(
     make_run: MakeRun, quick_path: Path, helpers: Any
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_publish_killed_at_any_step_leaves_a_sound_registry(
     assert seen == {before, after}
 
 
+@pytest.mark.slow
 def test_the_first_publish_killed_at_any_step_can_be_done_again(
     make_run: MakeRun, quick_path: Path, helpers: Any
 ) -> None:
