@@ -115,14 +115,23 @@ def test_a_wrong_request_is_exit_code_2_and_says_why(
 
 def test_check_answers_at_once(assay: Assay) -> None:
     assert SHIPPED
-    seconds: list[float] = []
-    for _ in range(5):
+
+    def seconds(work: Callable[[], Any]) -> float:
+        """Of the processor: what one waits for on an idle machine, whoever else uses this one."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert assay("check", SHIPPED[0]).returncode == 0
+        work()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Of the processor: what one waits for on an idle machine, whoever else uses this one.
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.4
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    libraries = [sys.executable, "-c", "import typer, pydantic, yaml"]
+    rounds = [
+        (seconds(lambda: assay("check", SHIPPED[0])), seconds(lambda: subprocess.run(libraries, check=True)))
+        for _ in range(5)
+    ]
+    ours, theirs = (min(column) for column in zip(*rounds, strict=True))
+    # Or, on a machine that is slow just now, in proportion to what importing the libraries takes.
+    assert ours < max(0.4, 2 * theirs)
+    assert assay("check", SHIPPED[0]).returncode == 0
 
 
 def _imported(*arguments: object) -> set[str]:

@@ -386,17 +386,20 @@ def test_the_json_schema_for_editors_knows_every_key() -> None:
 
 def test_reading_a_recipe_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time; from pathlib import Path; start = time.process_time(); import assay.recipe\n"
+        "import sys, time; from pathlib import Path; start = time.process_time(); import pydantic, yaml\n"
+        "libraries = time.process_time() - start; import assay.recipe\n"
         "assay.recipe.load_recipe(Path(sys.argv[1]))\n"
-        "print(time.process_time() - start, *({'torch', 'numpy', 'transformers', 'gguf'} & sys.modules.keys()))"
+        "print(time.process_time() - start, libraries, *({'torch', 'numpy', 'transformers', 'gguf'} & sys.modules.keys()))"
     )
-    seconds: list[float] = []
+    seconds: list[tuple[float, float]] = []
     for _ in range(3):
         run = subprocess.run([sys.executable, "-c", code, RECIPES[0]], capture_output=True, text=True, check=True)
-        first, *heavy = run.stdout.split()
+        whole, libraries, *heavy = run.stdout.split()
         assert not heavy
-        seconds.append(float(first))
-    assert min(seconds) < 0.3
+        seconds.append((float(whole), float(libraries)))
+    whole, libraries = (min(column) for column in zip(*seconds, strict=True))
+    # Or, on a machine that is slow just now, in proportion to what the libraries take.
+    assert whole < max(0.3, 3.5 * libraries)
 
 
 LEAVES = st.one_of(
