@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from assay.artifact import bundle_digest
 from assay.calibration import calibration_tokens, tokens_digest
 from assay.errors import AssayError
 from assay.files import canonical_json, sha256_bytes, sha256_file
@@ -144,8 +145,7 @@ def source_stage(gguf: Path) -> Stage:
 
 def _directory_digest(directory: Path) -> str:
     """Digest of the files that make a model."""
-    digests = {path.name: sha256_file(path) for path in _model_files(directory)}
-    return sha256_bytes(canonical_json(sorted(digests.items())))
+    return bundle_digest({path.name: sha256_file(path) for path in _model_files(directory)})
 
 
 def _state(directory: Path) -> tuple[Any, ...]:

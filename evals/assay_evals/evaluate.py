@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest
+from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest, size_bytes
 from assay.calibration import encode
 from assay.errors import UsageError
 from assay.host import code_digest, environment, machine_facts
@@ -145,12 +145,11 @@ def _header(job: Job, workspace: Workspace, documents: list[Document]) -> Header
     runtime = runtime_version(target.runtime)
 
     def arm(name: str, scheme: str, bits_per_weight: float | None) -> Arm:
-        directory = workspace.path(_arms(job)[name])
         return Arm(
             bundle_digest=bundle_digest(files[name]),
             model_digest=_model_digest(files[name]),
             runtime=runtime,
-            size_bytes=sum((directory / file).stat().st_size for file in files[name]),
+            size_bytes=size_bytes(workspace.path(_arms(job)[name])),
             scheme=scheme,
             dtype=manifest["precision"] if target.baseline_dtype == "as the source" else target.baseline_dtype,
             bits_per_weight=bits_per_weight,
