@@ -387,6 +387,7 @@ def test_the_json_schema_for_editors_knows_every_key() -> None:
 def test_reading_a_recipe_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys, time; from pathlib import Path; start = time.process_time(); import pydantic, yaml\n"
+        "type('Model', (pydantic.BaseModel,), {})\n"
         "libraries = time.process_time() - start; import assay.recipe\n"
         "assay.recipe.load_recipe(Path(sys.argv[1]))\n"
         "print(time.process_time() - start, libraries, *({'torch', 'numpy', 'transformers', 'gguf'} & sys.modules.keys()))"
@@ -399,7 +400,7 @@ def test_reading_a_recipe_is_quick_and_imports_nothing_heavy() -> None:
         seconds.append((float(whole), float(libraries)))
     whole, libraries = (min(column) for column in zip(*seconds, strict=True))
     # Or, on a machine that is slow just now, in proportion to what the libraries take.
-    assert whole < max(0.3, 3.5 * libraries)
+    assert whole < max(0.3, 1.6 * libraries)
 
 
 LEAVES = st.one_of(
