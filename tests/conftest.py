@@ -34,6 +34,26 @@ _SHAPE = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
+# What a family's tiny model has beside that: numbers that matter where the family's own would not on a text of some dozen tokens.
+_FAMILY_SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    "gemma2": {"tie_word_embeddings": True, "query_pre_attn_scalar": 24, "sliding_window": 7},
+    "gemma3_text": {
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 4.0,
+    },
+    "smollm3": {"tie_word_embeddings": True, "no_rope_layers": [1, 0]},
+}
 
 
 def save_tokenizer(directory: Path) -> None:
@@ -62,13 +82,14 @@ def save_model(directory: Path, family: str, dtype: str = "bfloat16", seed: int 
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **(_SHAPE | {"tie_word_embeddings": family == "llama"} | changes))
+    shape = _SHAPE | {"tie_word_embeddings": False} | _FAMILY_SHAPES.get(family, {}) | changes
+    config = AutoConfig.for_model(family, **shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             # Large enough that layers matter, uneven enough that input channels differ in power.
-            if parameter.dim() == 2:
-                parameter.mul_(4).mul_(torch.rand(parameter.shape[1]) + 0.5)
+            if parameter.dim() > 1:
+                parameter.mul_(4).mul_(torch.rand(parameter.shape[-1]) + 0.5)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     save_tokenizer(directory)
     return directory

@@ -1,11 +1,21 @@
-"""What the benchmarks rest on: the shuffled model is the same function with other weights."""
+"""What the benchmarks rest on: the shuffled model is the same function with other weights, jobs take turns, one yardstick fits all."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    apply_quantization_config,
+)
+from quantizers import Turn, parse, plain_text, quantize_ragged_groups, transformers_runs, turns, windows
 from safetensors.torch import load_file, save_file
 from shuffled_model import shuffle_channels
 from transformers import AutoModelForCausalLM
@@ -28,3 +38,82 @@ def test_a_shuffled_model_computes_the_same(tmp_path: Path, make_model: Callable
     with torch.no_grad():
         after = AutoModelForCausalLM.from_pretrained(source)(tokens).logits
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_assays_jobs_and_the_peers_take_turns() -> None:
+    given = ["--jobs", "rtn,gptq", "--schemes", "W4A16", "--peer-jobs", "gptq-W4A16,W8A8,NVFP4"]
+    ours = [Turn("assay", "rtn", "W4A16"), Turn("assay", "gptq", "W4A16")]
+    theirs = [Turn("llm-compressor", job) for job in ("gptq-W4A16", "W8A8", "NVFP4")]
+    assert turns(parse(given)) == ours
+    assert turns(parse([*given, "--peer", sys.executable])) == [ours[0], theirs[0], ours[1], *theirs[1:]]
+    assert turns(parse([*given, "--jobs", "", "--peer", sys.executable])) == theirs
+
+
+def test_directories_are_told_apart() -> None:
+    arguments = parse(["--peer", sys.executable, "--jobs", "rtn,gptq"])
+    assert len({turn.directory for turn in turns(arguments)}) == 2 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--jobs", "rtn,awp"], "--jobs: awp unknown; there are rtn,"),
+        (["--peer", "/nowhere/python"], "/nowhere/python is no file"),
+        (["--measure", "here"], "--measure needs --model and --evaluation"),
+        (["--model", "here", "--evaluation", "text"], "--model needs --calibration and --evaluation"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse(given)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_texts_are_plain_or_rows(tmp_path: Path) -> None:
+    (tmp_path / "wiki.txt").write_text("twenty @-@ one , 1 @,@ 000 @.@ 5")
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"text": "a @-@ b"}) + "\n" + json.dumps({"context": "c", "continuation": "d"}) + "\n"
+    )
+    assert plain_text(tmp_path / "wiki.txt") == "twenty-one , 1,000.5"
+    assert plain_text(tmp_path / "rows.jsonl") == "a @-@ b\n\nc d"
+
+
+def test_a_text_gives_as_many_windows_as_it_fills(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    model = make_model(tmp_path / "model", "llama")
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven eight nine ten")
+    assert windows(model, text, 2, 4).shape == (2, 4)
+    filled = windows(model, text, 100, 4)
+    assert 2 < len(filled) < 100
+    assert torch.equal(filled[:2], windows(model, text, 2, 4))
+    with pytest.raises(SystemExit, match="do not fill a window of 500"):
+        windows(model, text, 1, 500)
+
+
+@pytest.mark.parametrize(
+    ("form", "runs"),
+    [(None, True), ("float-quantized", True), ("pack-quantized", False), ("nvfp4-pack-quantized", False)],
+)
+def test_packed_weights_are_read_by_the_oracle(tmp_path: Path, form: str | None, runs: bool) -> None:
+    config = {} if form is None else {"quantization_config": {"format": form}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert transformers_runs(tmp_path) is runs
+
+
+def test_a_ragged_last_group_has_a_scale_of_its_own() -> None:
+    arguments = QuantizationArgs(num_bits=8, type="float", strategy="group", group_size=32, dynamic=True)
+    scheme = QuantizationScheme(targets=["Linear"], input_activations=arguments)
+    model = torch.nn.Sequential(torch.nn.Linear(80, 8, bias=False), torch.nn.Linear(8, 4, bias=False))
+    inputs = torch.randn(1, 3, 80, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 10, 80)
+    apply_quantization_config(model[:1], QuantizationConfig(config_groups={"group_0": scheme}))
+    quantize_ragged_groups(model)
+    rounded = []
+    for group in inputs.split(32, dim=-1):
+        scale = group.abs().amax(-1, keepdim=True) / 448
+        rounded.append((group / scale).to(torch.float8_e4m3fn).float() * scale)
+    expected = torch.cat(rounded, -1)
+    assert not torch.equal(expected, inputs)
+    torch.testing.assert_close(model[0](inputs), torch.nn.functional.linear(expected, model[0].weight))

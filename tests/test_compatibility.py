@@ -287,3 +287,9 @@ def test_a_damaged_model_is_no_fault_of_the_recipe(recipe_at: Callable[..., Path
     (path.parent / "model" / "config.json").write_text("{")
     with pytest.raises(IntegrityError, match=r"config\.json: not valid JSON"):
         check(path)
+
+
+def test_a_scheme_of_fixed_groups_names_the_linears_that_they_do_not_divide(problems: Check) -> None:
+    (problem,) = problems("scheme: W4A16\n  group_size: 32", "scheme: FP8_BLOCK")
+    assert problem.message.startswith("FP8_BLOCK has one scale for every 128 inputs, which does not divide those of ")
+    assert "another scheme in overrides" in problem.message

@@ -106,7 +106,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "  group_size: 64",
             "  groupsize: 64",
             "10: unknown key 'groupsize' (did you mean 'group_size'?); allowed: scheme, group_size, range, overrides, "
-            "method, damping, correction.",
+            "kv_cache, method, damping, correction.",
         ),
         (
             "publish:",
@@ -128,13 +128,14 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "scheme: W4A16\n",
             "scheme: w4a16\n",
-            "9: quantize.scheme is 'w4a16' (did you mean 'W4A16'?); allowed: 'W4A16', 'W4A16_ASYM' or 'W8A16'.",
+            "9: quantize.scheme is 'w4a16' (did you mean 'W4A16'?); allowed: 'W4A16', 'W4A16_ASYM', 'W8A16', 'W8A8', "
+            "'W8A8_STATIC', 'FP8', 'FP8_DYNAMIC', 'FP8_BLOCK', 'MXFP4A16', 'MXFP4', 'NVFP4A16' or 'NVFP4'.",
         ),
         (
             "scheme: W8A16",
             "scheme: W3A16",
             "12: quantize.overrides.0.scheme is 'W3A16' (did you mean 'W8A16'?); allowed: 'W4A16', 'W4A16_ASYM', "
-            "'W8A16' or 'none'.",
+            "'W8A16', 'W8A8', 'W8A8_STATIC', 'FP8', 'FP8_DYNAMIC', 'FP8_BLOCK', 'MXFP4A16', 'MXFP4', 'NVFP4A16', 'NVFP4' or 'none'.",
         ),
         ("group_size: 64", "group_size: 48", "10: quantize.group_size is 48; allowed: 32, 64, 128 or 'channel'."),
         ("method: gptq", "method: gtpq", "8: quantize.method is 'gtpq' (did you mean 'gptq'?); allowed: rtn, gptq."),

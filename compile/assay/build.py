@@ -9,8 +9,8 @@ from assay.artifact import LOCK_NAME, MANIFEST_NAME, MANIFEST_VERSION
 from assay.files import readable_json
 from assay.job import Job
 from assay.quantize.model import quantize_model
-from assay.quantize.schemes import assign_schemes
-from assay.quantize.store import LayerStore, QuantizedModule
+from assay.quantize.schemes import assign_schemes, weight_scheme
+from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.targets import TARGETS, load_target
 from assay.targets.realized import Realization
 from assay.workspace import Workspace
@@ -34,10 +34,10 @@ def build_candidate(job: Job, workspace: Workspace) -> Path:
     target = load_target(job.recipe.target.format)
 
     def make(directory: Path) -> None:
-        modules, baseline = quantize(job, workspace), build_baseline(job, workspace)
+        quantized, baseline = quantize(job, workspace), build_baseline(job, workspace)
         with workspace.progress.stage("compile", 1) as advance:
-            realization = target.build_candidate(job.checkpoint, modules, job.recipe, baseline, directory)
-            (directory / MANIFEST_NAME).write_bytes(readable_json(artifact_manifest(job, modules, realization)))
+            realization = target.build_candidate(job.checkpoint, quantized, job.recipe, baseline, directory)
+            (directory / MANIFEST_NAME).write_bytes(readable_json(artifact_manifest(job, quantized, realization)))
             (directory / LOCK_NAME).write_bytes(readable_json(job.lock))
             for path in directory.rglob("*"):
                 path.chmod(0o755 if path.is_dir() else 0o644)
@@ -47,27 +47,24 @@ def build_candidate(job: Job, workspace: Workspace) -> Path:
     return workspace.build(job.candidate_stage, make)
 
 
-def quantize(job: Job, workspace: Workspace) -> dict[str, QuantizedModule]:
-    """Every quantized module by name, from the cache or computed, layer by layer."""
+def quantize(job: Job, workspace: Workspace) -> QuantizedLayer:
+    """Every quantized module, from the cache or computed, layer by layer."""
 
     def make(directory: Path) -> None:
         quantize_model(job.checkpoint, job.tokens, job.recipe.quantize, LayerStore(directory), workspace.progress)
         job.check_source()
 
     store = LayerStore(workspace.build(job.quantize_stage, make, resumable=True))
-    modules: dict[str, QuantizedModule] = {}
-    for index in range(job.checkpoint.shape.layers + 1):
-        if store.holds(index):
-            modules |= store.read(index)
-    return modules
+    return store.read_all(job.checkpoint.shape.layers + 1)
 
 
-def artifact_manifest(job: Job, modules: dict[str, QuantizedModule], realization: Realization) -> dict[str, Any]:
+def artifact_manifest(job: Job, quantized: QuantizedLayer, realization: Realization) -> dict[str, Any]:
     """What was done and what came of it, for people and for whatever serves the artifact."""
     recipe, shape = job.recipe, job.checkpoint.shape
-    quantized = [row for row in realization.layers if row["bits_per_weight"] is not None]
-    weights = sum(row["shape"][0] * row["shape"][1] for row in quantized)
-    bits = sum(row["bits_per_weight"] * row["shape"][0] * row["shape"][1] for row in quantized)
+    rows = [row for row in realization.layers if row["bits_per_weight"] is not None]
+    weights = sum(row["shape"][0] * row["shape"][1] for row in rows)
+    bits = sum(row["bits_per_weight"] * row["shape"][0] * row["shape"][1] for row in rows)
+    scheme = weight_scheme(recipe.quantize.scheme, recipe.quantize.group_size)
     in_layers = sum(linear.out_features * linear.in_features for linear in shape.linears)
     return {
         "version": MANIFEST_VERSION,
@@ -76,7 +73,7 @@ def artifact_manifest(job: Job, modules: dict[str, QuantizedModule], realization
         "runtime": TARGETS[recipe.target.format].runtime,
         "device": recipe.target.device,
         "scheme": recipe.quantize.scheme,
-        "group_size": recipe.quantize.group_size,
+        "group_size": scheme.group_size or "channel",
         "method": recipe.quantize.method,
         "range": recipe.quantize.range,
         "architecture": shape.architecture.class_name,
@@ -86,11 +83,11 @@ def artifact_manifest(job: Job, modules: dict[str, QuantizedModule], realization
         "bits_per_weight": round(bits / weights, 4),
         "coverage": round(weights / in_layers, 6),
         "layers": list(realization.layers),
-        "fallbacks": [*_notes(job, modules), *realization.fallbacks],
+        "fallbacks": [*_notes(job, realization), *quantized.notes, *realization.fallbacks],
     }
 
 
-def _notes(job: Job, modules: dict[str, QuantizedModule]) -> list[str]:
+def _notes(job: Job, realization: Realization) -> list[str]:
     """Everything that is not as the plain reading of the recipe: skipped layers, changed parameters."""
     notes: list[str] = []
     schemes = assign_schemes(job.recipe.quantize, job.checkpoint.shape).schemes
@@ -100,8 +97,8 @@ def _notes(job: Job, modules: dict[str, QuantizedModule]) -> list[str]:
         notes.append(f"not quantized: {shown}.")
     asked = getattr(job.recipe.quantize, "damping", None)
     notes += [
-        f"{name}: GPTQ's damping was raised from {asked:g} to {module.damping:g} to invert the Gram matrix."
-        for name, module in modules.items()
-        if asked is not None and module.damping is not None and module.damping > asked
+        f"{row['name']}: GPTQ's damping was raised from {asked:g} to {row['damping']:g} to invert the Gram matrix."
+        for row in realization.layers
+        if asked is not None and row.get("damping") is not None and row["damping"] > asked
     ]
     return notes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from assay.errors import Problem, RecipeError, UsageError
 from assay.models.architectures import DecoderShape, LinearShape, decoder_shape
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.recipe import OnnxRuntimeGenai, Quantize, Recipe
-from assay.recipe_yaml import Document
+from assay.recipe import FixedScheme, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe
+from assay.recipe_yaml import Document, Location
 
 _GROUP_SIZES = (32, 64, 128)
 _FUSED_BY_ORT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),)
@@ -45,6 +46,7 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         problems.append(document.problem(("quantize", "overrides"), "the overrides leave nothing to quantize."))
     problems += _group_problems(recipe.quantize, assignment.schemes, shape, document)
     if isinstance(recipe.target, OnnxRuntimeGenai):
+        problems += _genai_problems(recipe, document)
         problems += _fused_problems("onnxruntime-genai computes", _FUSED_BY_ORT, assignment.schemes, shape, document)
     else:
         engines = "serving engines such as vLLM compute"
@@ -65,22 +67,53 @@ def _group_problems(
     settings: Quantize, schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document
 ) -> list[Problem]:
     """One problem per group size that does not divide the inputs it is meant for."""
-    refused: dict[int, list[LinearShape]] = {}
+    refused: dict[tuple[str, int], list[LinearShape]] = {}
     for linear in shape.linears:
         scheme = schemes.get(linear.name)
         if scheme and scheme.group_size and linear.in_features % scheme.group_size:
-            refused.setdefault(scheme.group_size, []).append(linear)
+            chosen = "" if scheme.name in get_args(GroupedScheme) else scheme.name
+            refused.setdefault((chosen, scheme.group_size), []).append(linear)
     problems: list[Problem] = []
-    for group_size, linears in refused.items():
+    for (fixed, group_size), linears in refused.items():
         kinds = sorted({(linear.name.rsplit(".", 2)[-1], linear.in_features) for linear in linears})
         sizes = [size for size in _GROUP_SIZES if all(linear.in_features % size == 0 for linear in linears)]
         named = ", ".join(f"{name} ({features} inputs)" for name, features in kinds)
+        if fixed:
+            message = (
+                f"{fixed} has one scale for every {group_size} inputs, which does not divide those of {named} "
+                f"({len(linears)} Linears); give them another scheme in overrides."
+            )
+            places = [index for index, override in enumerate(settings.overrides) if override.scheme == fixed]
+            own = settings.scheme == fixed or not places
+            where = ("quantize", "scheme") if own else ("quantize", "overrides", places[0], "scheme")
+            problems.append(document.problem(where, message))
+            continue
         works = ", ".join([*map(str, sizes), "channel"])
         message = f"group_size {group_size} does not divide the inputs of {named} ({len(linears)} Linears); sizes that work: {works}."
         overrides = [index for index, override in enumerate(settings.overrides) if override.group_size == group_size]
         own = settings.group_size == group_size or not overrides
         place = ("quantize", "group_size") if own else ("quantize", "overrides", overrides[0], "group_size")
         problems.append(document.problem(place, message))
+    return problems
+
+
+def _genai_problems(recipe: Recipe, document: Document) -> list[Problem]:
+    """What onnxruntime-genai has no operator for on a CPU."""
+    problems: list[Problem] = []
+    settings = recipe.quantize
+    asked: list[tuple[Location, str]] = [(("quantize", "scheme"), settings.scheme)]
+    asked += [
+        (("quantize", "overrides", index, "scheme"), override.scheme)
+        for index, override in enumerate(settings.overrides)
+    ]
+    for location, scheme in asked:
+        if scheme in get_args(FixedScheme):
+            works = ", ".join(get_args(GroupedScheme))
+            message = f"onnxruntime-genai has no kernel for {scheme}; schemes that work: {works}. compressed-tensors takes {scheme}."
+            problems.append(document.problem(location, message))
+    if settings.kv_cache is not None:
+        message = "onnxruntime-genai keeps its key/value cache in floats; remove kv_cache, or compile for compressed-tensors."
+        problems.append(document.problem(("quantize", "kv_cache"), message))
     return problems
 
 

@@ -7,7 +7,7 @@ raises one RecipeError with every problem found and its line. What needs the mod
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +17,11 @@ from assay.recipe_errors import explain
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
 from assay.registry.reference import local_directory
 
-SchemeName = Literal["W4A16", "W4A16_ASYM", "W8A16"]
+GroupedScheme = Literal["W4A16", "W4A16_ASYM", "W8A16"]
+FixedScheme = Literal[
+    "W8A8", "W8A8_STATIC", "FP8", "FP8_DYNAMIC", "FP8_BLOCK", "MXFP4A16", "MXFP4", "NVFP4A16", "NVFP4"
+]
+SchemeName = Literal[GroupedScheme, FixedScheme]
 GroupSize = Literal[32, 64, 128, "channel"]
 RangeName = Literal["minmax", "mse", "activation_weighted"]
 Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
@@ -114,9 +118,21 @@ class Scheme(Strict):
     """The number format of the weights, and how the range of each group is found."""
 
     scheme: SchemeName
-    group_size: GroupSize = 64
+    group_size: Annotated[
+        GroupSize | None, Field(description="input channels that share a scale; 64 where the scheme leaves it open")
+    ] = None
     range: RangeName = "activation_weighted"
+    transform: Annotated[
+        Literal["none", "awq", "smoothquant"], Field(description="factors per channel that are moved into the module before")
+    ] = "none"
+    strength: Annotated[
+        Annotated[float, Field(ge=0, le=1)] | Literal["search"] | None,
+        Field(description="smoothquant's migration strength; search: the best of each layer, which is the default"),
+    ] = None
     overrides: tuple[Override, ...] = ()
+    kv_cache: Annotated[
+        Literal["fp8"] | None, Field(description="format of the key/value cache, with one calibrated scale per layer")
+    ] = None
 
 
 class Rtn(Scheme):
@@ -350,10 +366,17 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         for index, name in enumerate(names):
             if name in names[:index]:
                 add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
-    for index, override in enumerate(recipe.quantize.overrides):
-        if override.scheme == "none" and override.group_size is not None:
-            place = ("quantize", "overrides", index, "group_size")
-            add(place, "scheme none leaves the weights as they are; remove group_size.")
+    chosen: list[tuple[Location, Scheme | Override]] = [(("quantize",), recipe.quantize)]
+    chosen += [(("quantize", "overrides", index), override) for index, override in enumerate(recipe.quantize.overrides)]
+    for location, part in chosen:
+        if part.group_size is None or part.scheme in get_args(GroupedScheme):
+            continue
+        if part.scheme == "none":
+            add((*location, "group_size"), "scheme none leaves the weights as they are; remove group_size.")
+        else:
+            add((*location, "group_size"), f"the scheme {part.scheme} fixes which weights share a scale; remove group_size.")
+    if recipe.quantize.strength is not None and recipe.quantize.transform != "smoothquant":
+        add(("quantize", "strength"), "strength belongs to transform: smoothquant; remove it, or name that transform.")
     if recipe.model.revision and not recipe.model.source.startswith("hf:"):
         add(("model", "revision"), "only an hf: source has revisions; remove this line.")
     if isinstance(recipe.target, CompressedTensors):

@@ -1,4 +1,4 @@
-"""Tiny GGUF files, written from Hugging Face directories the way llama.cpp's converter does it."""
+"""Tiny models whose norms and biases matter, and tiny GGUF files, written the way llama.cpp's converter does it."""
 
 from __future__ import annotations
 
@@ -99,6 +99,36 @@ def save_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def randomize_vectors(directory: Path) -> None:
+    """Give norms and biases values of their own: fresh ones are all ones or zeros, which hides a wrong one."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(1)
+    tensors = load_file(directory / "model.safetensors")
+    for name, value in tensors.items():
+        if value.dim() == 1:
+            tensors[name] = value + 0.3 * torch.randn(value.shape, generator=generator).to(value.dtype)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def varied_model(
+    make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, dict[str, Any]], Path]:
+    """Directory of a tiny float32 model by family and changes to its configuration; made once, never to be written to."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(family: str, changes: dict[str, Any]) -> Path:
+        key = (family, json.dumps(changes))
+        if key not in made:
+            made[key] = make_model(tmp_path_factory.mktemp("varied"), family, dtype="float32", **changes)
+            randomize_vectors(made[key])
+        return made[key]
+
+    return make
 
 
 @pytest.fixture(scope="session")

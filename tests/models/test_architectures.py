@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ BASE = {
     "head_dim": 24,
     "max_position_embeddings": 128,
 }
+EXPERTS = {"num_experts": 5, "moe_intermediate_size": 32, "mlp_only_layers": [1]}
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | BASE
 
 
@@ -45,35 +47,128 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | BASE
 )
 def test_shape_is_that_of_the_real_modules(name: str, family: str, changes: dict[str, Any]) -> None:
     """None: the key is absent, and the family's own default holds."""
-    values = {key: value for key, value in (BASE | changes).items() if value is not None}
-    config = AutoConfig.for_model(family, **values)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    values = {key: value for key, value in (BASE | EXPERTS | changes).items() if value is not None}
+    model, config = on_meta(family, values)
     assert type(model).__name__ == name
     shape = decoder_shape({"architectures": [name], "model_type": family} | values, "here")
-    linears = {path: module for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert [(one.name, one.out_features, one.in_features) for one in shape.linears] == [
-        (path, *module.weight.shape) for path, module in linears.items()
-    ]
+    assert {one.name: (one.out_features, one.in_features) for one in shape.linears} == linears(model)
     assert shape.tied_embeddings is config.tie_word_embeddings
     assert (shape.layers, shape.hidden_size, shape.vocabulary) == (3, config.hidden_size, 96)
     if "max_position_embeddings" in values:
         assert shape.context_length == 128
-    norms_and_biases = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
-    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters()) - norms_and_biases
+    others = [value for path, value in model.named_parameters() if value.dim() == 1 or path.endswith("mlp.gate.weight")]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert shape.parameters == total - sum(parameter.numel() for parameter in others)
+
+
+def on_meta(family: str, values: dict[str, Any]) -> tuple[Any, Any]:
+    config = AutoConfig.for_model(family, **values, pad_token_id=0)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config), config
+
+
+def linears(model: Any) -> dict[str, tuple[int, int]]:
+    """[out, in] of every Linear by its name in a checkpoint; of those of fused experts too."""
+    found: dict[str, tuple[int, int]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            found[path] = tuple(module.weight.shape)
+        elif path.endswith(".experts"):
+            count, hidden, inner = module.down_proj.shape
+            for expert in range(count):
+                place, names = f"{path}.{expert}", ("gate_proj", "up_proj", "down_proj")
+                if model.config.model_type == "mixtral":
+                    place, names = place.replace(".mlp.", ".block_sparse_moe."), ("w1", "w3", "w2")
+                sizes = ((inner, hidden), (inner, hidden), (hidden, inner))
+                found |= {f"{place}.{name}": size for name, size in zip(names, sizes, strict=True)}
+    return found
 
 
 @pytest.mark.parametrize(("name", "family"), FAMILIES)
-def test_a_layer_has_exactly_the_rows_linears(name: str, family: str) -> None:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **BASE))
-    row = ARCHITECTURES[name]
-    layer = model.get_submodule(row.layers)[0]
-    found = [path for path, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-    assert [linear for group in row.linears for linear in group] == found
+def test_the_parts_that_a_row_names_are_there(name: str, family: str) -> None:
+    model, row = on_meta(family, BASE | EXPERTS)[0], ARCHITECTURES[name]
     assert isinstance(model.get_submodule(row.embedding), torch.nn.Embedding)
     assert model.get_submodule(row.head).weight.shape == (96, 64)
-    assert type(model.get_submodule(row.final_norm)).__name__.endswith("RMSNorm")
+    layer = model.get_submodule(row.layers)[0]
+    norms = [
+        row.final_norm,
+        *(f"{row.layers}.0.{norm}" for norm in (row.attention_norm, row.feed_forward_norm) if norm),
+    ]
+    assert all(type(model.get_submodule(norm)).__name__.endswith("RMSNorm") for norm in norms)
+    if row.experts:
+        assert layer.get_submodule(row.experts.router).weight.shape == (5, 64)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_groups_are_the_linears_of_a_layer(name: str) -> None:
+    row = ARCHITECTURES[name]
+    shape = decoder_shape({"architectures": [name], "model_type": row.model_type} | BASE | EXPERTS, "here")
+    in_groups = [
+        f"{row.layers}.{index}.{linear}"
+        for index in range(shape.layers)
+        for group in shape.groups(index)
+        for linear in group
+    ]
+    assert [linear.name for linear in shape.linears] == [*in_groups, row.head]
+    for index in range(shape.layers):
+        for group in shape.groups(index):
+            assert len({shape.sizes[f"{row.layers}.{index}.{linear}"][1] for linear in group}) == 1
+    assert all(row.hub_name(row.module_path(linear)) == linear for linear in in_groups)
+    assert all(any(fnmatch(linear, f"*.{pattern}") for pattern in shape.patterns) for linear in in_groups)
+
+
+def test_experts_come_one_after_the_other_under_their_names_on_the_hub() -> None:
+    mixtral = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 2}
+    shape = decoder_shape(BASE | mixtral, "here")
+    place = "block_sparse_moe.experts"
+    assert shape.groups(1)[2:] == (
+        (f"{place}.0.w1", f"{place}.0.w3"),
+        (f"{place}.0.w2",),
+        (f"{place}.1.w1", f"{place}.1.w3"),
+        (f"{place}.1.w2",),
+    )
+    assert shape.routers[1] == "model.layers.1.block_sparse_moe.gate"
+    assert shape.patterns[4:] == (f"{place}.*.w1", f"{place}.*.w3", f"{place}.*.w2")
+    assert shape.architecture.module_path(f"model.layers.1.{place}.1.w3") == "model.layers.1.mlp.experts.1.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("changes", "experts"),
+    [
+        ({}, (128, 128, 128)),
+        ({"num_local_experts": 6}, (6, 6, 6)),
+        ({"num_experts": 6, "num_local_experts": 6}, (6, 6, 6)),
+        ({"num_experts": 6, "mlp_only_layers": [0, 2, 7]}, (0, 6, 0)),
+        ({"num_experts": 6, "mlp_only_layers": None, "decoder_sparse_step": 2}, (0, 6, 0)),
+        ({"num_experts": 6, "mlp_only_layers": [1], "decoder_sparse_step": 2}, (0, 0, 0)),
+    ],
+    ids=str,
+)
+def test_which_layers_have_experts(changes: dict[str, Any], experts: tuple[int, ...]) -> None:
+    config = BASE | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"} | changes
+    assert decoder_shape(config, "here").experts == experts
+    routers = tuple(f"model.layers.{index}.mlp.gate" for index, count in enumerate(experts) if count)
+    assert decoder_shape(config, "here").routers == routers
+    layers = on_meta("qwen3_moe", BASE | changes)[0].model.layers
+    assert tuple(len(getattr(getattr(layer.mlp, "experts", None), "down_proj", ())) for layer in layers) == experts
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts": 0}, "num_experts is 0, not a whole number from 1 to 21845"),
+        ({"num_experts": 1 << 20}, "num_experts is 1048576, not a whole number from 1 to"),
+        ({"num_experts": 4, "num_local_experts": 8}, "num_experts is 4, not num_local_experts, 8"),
+        ({"mlp_only_layers": "all"}, "mlp_only_layers is 'all', not a list of layer numbers"),
+        ({"mlp_only_layers": [0.5]}, r"mlp_only_layers is \[0.5\], not a list of layer numbers"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0, not a whole number"),
+        ({"moe_intermediate_size": "wide"}, "moe_intermediate_size is 'wide', not a whole number"),
+    ],
+)
+def test_experts_that_cannot_be_are_named(changes: dict[str, Any], words: str) -> None:
+    config = BASE | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"} | changes
+    with pytest.raises(NotSupportedError, match=f"here: config.json: {words}"):
+        decoder_shape(config, "here")
 
 
 def test_null_means_what_follows_from_the_other_numbers() -> None:
@@ -97,9 +192,7 @@ def test_null_means_what_follows_from_the_other_numbers() -> None:
     ],
 )
 def test_any_other_architecture_is_refused(config: dict[str, Any], words: str) -> None:
-    supported = (
-        r"not supported yet; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM\."
-    )
+    supported = rf"not supported yet; supported: {', '.join(sorted(ARCHITECTURES))}\."
     with pytest.raises(NotSupportedError, match=f"{words}.*{supported}"):
         decoder_shape(BASE | config, "here")
 
@@ -131,15 +224,20 @@ JSON = st.recursive(
 )
 
 
+QWEN3_MOE = BASE | EXPERTS | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+OTHER_KEYS = ("auto_map", "tie_word_embeddings", "num_local_experts", "decoder_sparse_step")
+
+
+@pytest.mark.parametrize("config", [LLAMA, QWEN3_MOE], ids=["dense", "experts"])
 @settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.sampled_from([*LLAMA, "auto_map", "tie_word_embeddings"]), JSON, max_size=3))
-def test_no_configuration_raises_anything_else(changes: dict[str, Any]) -> None:
+@given(changes=st.dictionaries(st.sampled_from([*QWEN3_MOE, *OTHER_KEYS]), JSON, max_size=3))
+def test_no_configuration_raises_anything_else(config: dict[str, Any], changes: dict[str, Any]) -> None:
     try:
-        shape = decoder_shape(LLAMA | changes, "here")
+        shape = decoder_shape(config | changes, "here")
     except UsageError as error:
         assert str(error).startswith("here: ")
     else:
-        assert len(shape.linears) == 7 * shape.layers + 1
+        assert len(shape.linears) == 1 + sum(4 + 3 * (count or 1) for count in shape.experts)
 
 
 def test_reads_a_configuration(tiny_model: Callable[[str], Path]) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
 from assay.models.checkpoint import INDEX, SINGLE, Checkpoint
+from assay.models.decoder import Decoder
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -280,3 +281,85 @@ def test_a_check_reads_every_shard_and_misses_no_matrix(sharded: Path) -> None:
     (sharded / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | {DOWN: other}}))
     with pytest.raises(IntegrityError, match=f"lacks the tensor {re.escape(DOWN)}"):
         Checkpoint(sharded).check()
+
+
+LAST_DOWN = {
+    "mixtral": "model.layers.1.block_sparse_moe.experts.3.w2.weight",
+    "qwen3_moe": "model.layers.1.mlp.experts.3.down_proj.weight",
+}
+FUSED_DOWN = "model.layers.1.mlp.experts.down_proj"
+
+
+@pytest.fixture(params=["mixtral", "qwen3_moe"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def fused(family: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A tiny model whose experts are stored in transformers' layout, fused, in several files."""
+    source = tiny_model(family)
+    directory = shutil.copytree(source, tmp_path / "fused")
+    (directory / SINGLE).unlink()
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(directory, save_original_format=False, max_shard_size="200KB")
+    assert FUSED_DOWN in json.loads((directory / INDEX).read_text())["weight_map"]
+    return directory
+
+
+def test_fused_experts_give_the_same_numbers_under_the_names_of_the_hub(
+    family: str, fused: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    apart, together = Checkpoint(tiny_model(family)), Checkpoint(fused)
+    together.check()
+    assert LAST_DOWN[family] in apart.files
+    assert set(together.files) == set(apart.files) == set(load_file(tiny_model(family) / SINGLE))
+    for name in apart.files:
+        assert torch.equal(together.stored(name), apart.stored(name))
+        assert together.stored(name).is_contiguous()
+    for linear in together.shape.linears:
+        assert torch.equal(together.weight(linear.name), apart.weight(linear.name))
+
+
+def test_a_missing_router_is_named(family: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_model(family), tmp_path / "model")
+    _, router = Checkpoint(directory).shape.routers
+    change_tensors(directory, {f"{router}.weight": None})
+    with pytest.raises(IntegrityError, match=rf"the tensor {re.escape(router)}\.weight is missing from the checkpoint"):
+        Checkpoint(directory).check()
+
+
+def test_a_missing_expert_is_named(family: str, tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(tiny_model(family), tmp_path / "model")
+    change_tensors(directory, {LAST_DOWN[family]: None})
+    words = f"the tensor {re.escape(LAST_DOWN[family])} is missing from the checkpoint"
+    with pytest.raises(IntegrityError, match=words):
+        Checkpoint(directory).check()
+    with pytest.raises(IntegrityError, match=words):
+        Decoder(Checkpoint(directory)).layer(1)
+
+
+def test_fused_experts_of_another_number_are_named(family: str, fused: Path) -> None:
+    path = fused / json.loads((fused / INDEX).read_text())["weight_map"][FUSED_DOWN]
+    tensors = load_file(path)
+    tensors[FUSED_DOWN] = tensors[FUSED_DOWN][:3].clone()
+    save_file(tensors, path)
+    inner = tensors[FUSED_DOWN].shape[2]
+    words = f"{path}: the tensor {FUSED_DOWN} has the shape [3, 64, {inner}], but config.json makes it [4, 64, {inner}]"
+    with pytest.raises(IntegrityError, match=re.escape(words)):
+        Checkpoint(fused).weight(LAST_DOWN[family].removesuffix(".weight"))
+
+
+def test_fused_experts_that_their_shard_lacks_are_named(family: str, fused: Path) -> None:
+    index = json.loads((fused / INDEX).read_text())
+    place = index["weight_map"].pop(FUSED_DOWN)
+    (fused / INDEX).write_text(json.dumps(index))
+    with pytest.raises(IntegrityError, match=f"the tensor {re.escape(LAST_DOWN[family][:-8])}.* is missing"):
+        Checkpoint(fused).weight(LAST_DOWN[family].removesuffix(".weight"))
+    index["weight_map"][FUSED_DOWN] = next(file for file in index["weight_map"].values() if file != place)
+    (fused / INDEX).write_text(json.dumps(index))
+    for read in (Checkpoint(fused).check, lambda: Decoder(Checkpoint(fused)).layer(1)):
+        with pytest.raises(
+            IntegrityError, match=f"lacks the tensor {re.escape(FUSED_DOWN)}, which {INDEX} places there"
+        ):
+            read()

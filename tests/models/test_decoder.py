@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from assay.errors import AssayError, IntegrityError
 from assay.models.architectures import ARCHITECTURES
 from assay.models.checkpoint import SINGLE, Checkpoint
-from assay.models.decoder import Decoder
+from assay.models.decoder import _TOKENS_AT_ONCE, Decoder
 
 LENGTH = 48
 LLAMA3_ROPE = {
@@ -42,31 +42,29 @@ MODELS = {
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3, norms on q and k, wide heads": ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3_moe, biases, one dense layer": ("qwen3_moe", {"mlp_only_layers": [1], "attention_bias": True}),
+    "qwen3_moe, a dense layer before one with experts": ("qwen3_moe", {"decoder_sparse_step": 2}),
+    "qwen3_moe, shares that do not sum to one": ("qwen3_moe", {"norm_topk_prob": False}),
+    "mixtral": ("mixtral", {}),
+    "mixtral, window shorter than the text": ("mixtral", {"sliding_window": 7}),
+    "gemma2, soft caps, every other layer with a window": ("gemma2", {}),
+    "gemma2, head of its own": ("gemma2", {"tie_word_embeddings": False}),
+    "gemma3, windows with a rotary embedding of their own": ("gemma3_text", {}),
+    "gemma3, biases": ("gemma3_text", {"attention_bias": True, "layer_types": None}),
+    "phi3, fused projections": ("phi3", {}),
+    "phi3, window shorter than the text": ("phi3", {"sliding_window": 7}),
+    "granite, multipliers": ("granite", {}),
+    "granite, biases everywhere": ("granite", {"attention_bias": True, "mlp_bias": True}),
+    "olmo2, norms after the Linears": ("olmo2", {}),
+    "olmo2, biases": ("olmo2", {"attention_bias": True}),
+    "smollm3, one layer without positions": ("smollm3", {}),
+    "smollm3, that layer with a window": ("smollm3", {"use_sliding_window": True, "sliding_window": 7}),
 }
 
 
-def randomize_vectors(directory: Path) -> None:
-    """Give norms and biases values of their own: fresh ones are all ones or zeros, which hides a wrong one."""
-    generator = torch.Generator().manual_seed(1)
-    tensors = load_file(directory / SINGLE)
-    for name, value in tensors.items():
-        if value.dim() == 1:
-            tensors[name] = value + 0.3 * torch.randn(value.shape, generator=generator).to(value.dtype)
-    save_file(tensors, directory / SINGLE, metadata={"format": "pt"})
-
-
-@pytest.fixture(scope="module")
-def models(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            family, changes = MODELS[name]
-            made[name] = make_model(tmp_path_factory.mktemp("decoder"), family, dtype="float32", **changes)
-            randomize_vectors(made[name])
-        return made[name]
-
-    return make
+@pytest.fixture
+def models(varied_model: Callable[[str, dict[str, Any]], Path]) -> Callable[[str], Path]:
+    return lambda name: varied_model(*MODELS[name])
 
 
 def layer_by_layer(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
@@ -78,21 +76,49 @@ def layer_by_layer(decoder: Decoder, tokens: torch.Tensor) -> torch.Tensor:
     return decoder.final_norm()(hidden) @ decoder.checkpoint.weight(decoder.architecture.head).T
 
 
+def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The head's products: Granite then divides them by a constant, Gemma 2 caps them."""
+    kept: list[torch.Tensor] = []
+    handle = model.lm_head.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
+    model(tokens, use_cache=False)
+    handle.remove()
+    return kept[0]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_layer_by_layer_is_the_whole_forward(models: Callable[[str], Path], name: str) -> None:
     directory = models(name)
-    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa").eval()
+    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     decoder = Decoder(Checkpoint(directory))
     assert decoder.layer_count == 2
     for shape in ((3, LENGTH), (1, 19)):
         tokens = torch.randint(512, shape, generator=torch.Generator().manual_seed(shape[0]))
         with torch.no_grad():
-            expected, found = whole(tokens, use_cache=False).logits, layer_by_layer(decoder, tokens)
+            expected, found = logits(whole, tokens), layer_by_layer(decoder, tokens)
         assert expected.std() > 0.1
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["mistral, window shorter than the text", "qwen2, window from the second layer on"])
+@pytest.mark.parametrize("family", [row.model_type for row in ARCHITECTURES.values()])
+def test_the_first_layer_reads_exactly_what_it_reads_in_transformers(
+    varied_model: Callable[[str, dict[str, Any]], Path], family: str
+) -> None:
+    directory = varied_model(family, {})
+    whole, read = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval(), list[torch.Tensor]()
+    whole.model.layers[0].register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0]))
+    tokens = torch.randint(512, (11, 190), generator=torch.Generator().manual_seed(0))
+    decoder = Decoder(Checkpoint(directory))
+    before = [type(module) for module in decoder._skeleton.modules()]
+    with torch.no_grad():
+        whole(tokens, use_cache=False)
+        found = decoder.embed(tokens)
+    assert tokens.numel() > _TOKENS_AT_ONCE, "one piece would not have told whether the pieces fit"
+    assert torch.equal(found, read[0])
+    assert [type(module) for module in decoder._skeleton.modules()] == before
+    assert all(parameter.device.type == "meta" for parameter in decoder._skeleton.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name, (_, changes) in MODELS.items() if changes.get("sliding_window")])
 def test_the_windows_of_these_models_matter(models: Callable[[str], Path], name: str, tmp_path: Path) -> None:
     """Without this the comparison above could pass with no window on either side."""
     directory = shutil.copytree(models(name), tmp_path / "wide")

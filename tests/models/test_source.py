@@ -119,7 +119,7 @@ def test_a_scaled_rotary_embedding_is_refused_since_the_conversion_would_lose_it
 
 
 def test_experts_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="mixture-of-experts models are not supported yet"):
+    with pytest.raises(NotSupportedError, match="a mixture of experts cannot be converted from GGUF yet"):
         gguf_configuration(header({"llama.expert_count": 8}), "here")
     gguf_configuration(header({"llama.expert_count": 0, "llama.rope.scaling.type": "none"}), "here")
 

@@ -62,7 +62,7 @@ class Naive:
                 best = np.inf
                 smallest, largest = min(float(part.min()), 0.0), max(float(part.max()), 0.0)
                 trials = [(1, span) for span in (SPANS if method != "minmax" else SPANS[:1])]
-                if symmetric and method != "minmax":
+                if symmetric and bits == 4 and method != "minmax":
                     trials += [(-sign, span) for sign, span in trials]
                 for sign, span in trials:
                     low, high = smallest * span, largest * span

@@ -32,8 +32,7 @@ def tokens(samples: int = 6, length: int = 40) -> torch.Tensor:
 def quantize(model: Path, chosen: Quantize, directory: Path) -> dict[str, QuantizedModule]:
     checkpoint, store = Checkpoint(model), LayerStore(directory)
     quantize_model(checkpoint, tokens(), chosen, store, Progress())
-    held = [store.read(index) for index in range(LAYERS + 1) if store.holds(index)]
-    return {name: module for modules in held for name, module in modules.items()}
+    return dict(store.read_all(LAYERS + 1).modules)
 
 
 def file_bytes(directory: Path) -> dict[str, bytes]:

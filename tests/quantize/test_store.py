@@ -8,7 +8,7 @@ import torch
 
 from assay.errors import IntegrityError
 from assay.quantize.schemes import WeightScheme
-from assay.quantize.store import LayerStore, QuantizedModule
+from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 
 SCHEMES = [
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> LayerStore:
 
 
 def written(store: LayerStore) -> Path:
-    store.write(3, {f"model.layers.3.{scheme.name}": module(scheme) for scheme in SCHEMES})
+    store.write(3, QuantizedLayer({f"model.layers.3.{scheme.name}": module(scheme) for scheme in SCHEMES}))
     return store.path(3)
 
 
@@ -43,8 +43,8 @@ def test_what_is_read_is_what_was_written(
     store: LayerStore, scheme: WeightScheme, error: float | None, damping: float | None
 ) -> None:
     before = module(scheme, error, damping)
-    store.write(0, {"one": before, "two": module(scheme)})
-    after = store.read(0)
+    store.write(0, QuantizedLayer({"one": before, "two": module(scheme)}))
+    after = store.read(0).modules
     assert list(after) == ["one", "two"]
     found = after["one"]
     assert (found.relative_error, found.damping) == (error, damping)
@@ -57,14 +57,14 @@ def test_what_is_read_is_what_was_written(
 
 def test_rows_of_a_larger_weight_can_be_stored(store: LayerStore) -> None:
     whole = module(SCHEMES[1])
-    store.write(0, {"part": dataclasses.replace(whole, weight=whole.weight.rows(1, 3))})
-    assert torch.equal(store.read(0)["part"].weight.codes, whole.weight.codes[1:3])
+    store.write(0, QuantizedLayer({"part": dataclasses.replace(whole, weight=whole.weight.rows(1, 3))}))
+    assert torch.equal(store.read(0).modules["part"].weight.codes, whole.weight.codes[1:3])
 
 
 def test_a_layer_without_modules_is_a_finished_layer(store: LayerStore) -> None:
-    store.write(0, {})
+    store.write(0, QuantizedLayer({}))
     assert store.holds(0)
-    assert store.read(0) == {}
+    assert len(store.read(0).modules) == 0
 
 
 def test_the_same_modules_give_the_same_bytes_for_everyone_to_read(store: LayerStore) -> None:
@@ -81,7 +81,7 @@ def test_a_file_that_was_cut_short_is_damaged(store: LayerStore, kept: float) ->
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(IntegrityError, match=r"layer-0003.safetensors: damaged .* remove it and run again"):
-        store.read(3)
+        dict(store.read(3).modules)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_a_file_that_was_cut_short_is_damaged(store: LayerStore, kept: float) ->
     [
         None,
         {},
-        {"modules": "not JSON"},
-        {"modules": json.dumps({"m": {}})},
-        {"modules": json.dumps({"m": {"scheme": {"bits": 4}, "in_features": 1}})},
+        {"layer": "not JSON"},
+        {"layer": json.dumps({"modules": {"m": {}}, "notes": []})},
+        {"layer": json.dumps({"modules": {"m": {"scheme": {"bits": 4}, "in_features": 1}}, "notes": []})},
     ],
     ids=["none", "empty", "not JSON", "no facts", "half a scheme"],
 )
@@ -106,7 +106,7 @@ def test_a_file_without_its_facts_is_damaged(store: LayerStore, metadata: dict[s
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
     with pytest.raises(IntegrityError, match="damaged"):
-        store.read(3)
+        dict(store.read(3).modules)
 
 
 def test_a_write_that_fails_leaves_the_last_whole_file(store: LayerStore) -> None:
@@ -115,7 +115,7 @@ def test_a_write_that_fails_leaves_the_last_whole_file(store: LayerStore) -> Non
     good = module(SCHEMES[1])
     unstorable = dataclasses.replace(good.weight, scales=torch.empty(4, 3, device="meta"))
     with pytest.raises(NotImplementedError, match="meta"):
-        store.write(3, {"m": dataclasses.replace(good, weight=unstorable)})
+        store.write(3, QuantizedLayer({"m": dataclasses.replace(good, weight=unstorable)}))
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
     assert not store.holds(4)

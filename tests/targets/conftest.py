@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from assay.models.checkpoint import Checkpoint
 from assay.progress import Progress
 from assay.quantize.model import quantize_model
-from assay.quantize.store import LayerStore, QuantizedModule
+from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
 from assay.recipe import Recipe
 from assay.targets import TargetModule, load_target
 from assay.targets.realized import Realization
@@ -43,11 +43,13 @@ class Bench:
     def __init__(self, root: Path, models: Callable[[str], Path], genai_models: Callable[[str], Path]) -> None:
         self._root, self._models, self._genai_models = root, models, genai_models
         self._baselines: dict[tuple[str, str], Path] = {}
-        self._modules: dict[tuple[str, str], dict[str, QuantizedModule]] = {}
+        self._quantized: dict[tuple[str, str], QuantizedLayer] = {}
+        self._artifacts: dict[tuple[str, str], Path] = {}
         self.names = iter(range(1 << 20))
 
     def checkpoint(self, family: str) -> Checkpoint:
-        return Checkpoint(self._models(family))
+        """family: or the path of a model's directory."""
+        return Checkpoint(Path(family) if "/" in family else self._models(family))
 
     def target(self, recipe: Recipe) -> TargetModule:
         return load_target(recipe.target.format)
@@ -65,24 +67,33 @@ class Bench:
             self._baselines[key] = directory
         return self._baselines[key]
 
-    def modules(self, recipe: Recipe, family: str) -> dict[str, QuantizedModule]:
+    def quantized(self, recipe: Recipe, family: str) -> QuantizedLayer:
         key = (recipe.quantize.model_dump_json(), family)
-        if key not in self._modules:
+        if key not in self._quantized:
             store = LayerStore(self.fresh())
             checkpoint = self.checkpoint(family)
             quantize_model(checkpoint, TOKENS, recipe.quantize, store, Progress())
-            held = [store.read(index) for index in range(checkpoint.shape.layers + 1) if store.holds(index)]
-            self._modules[key] = {name: module for layer in held for name, module in layer.items()}
-        return dict(self._modules[key])
+            self._quantized[key] = store.read_all(checkpoint.shape.layers + 1)
+        return self._quantized[key]
+
+    def modules(self, recipe: Recipe, family: str) -> dict[str, QuantizedModule]:
+        return dict(self.quantized(recipe, family).modules)
 
     def build(
         self, recipe: Recipe, family: str, modules: dict[str, QuantizedModule] | None = None
     ) -> tuple[Path, Realization]:
         directory = self.fresh()
-        chosen = self.modules(recipe, family) if modules is None else modules
+        chosen = self.quantized(recipe, family) if modules is None else QuantizedLayer(modules)
         baseline = self.baseline(recipe, family)
         checkpoint = self.checkpoint(family)
         return directory, self.target(recipe).build_candidate(checkpoint, chosen, recipe, baseline, directory)
+
+    def artifact(self, recipe: Recipe, family: str) -> Path:
+        """What `build` makes of it; made once, never to be written to."""
+        key = (recipe.model_dump_json(), family)
+        if key not in self._artifacts:
+            self._artifacts[key] = self.build(recipe, family)[0]
+        return self._artifacts[key]
 
     def expected_logits(self, recipe: Recipe, family: str, tokens: list[int]) -> NDArray[np.float32]:
         """What transformers' float32 model says with the quantizer's numbers as its weights."""

@@ -19,6 +19,7 @@ from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import Recipe
 from assay.targets import compressed_tensors as target
+from assay.targets import compressed_tensors_formats as formats
 from assay.targets.realized import verify
 
 FORMAT = {"format": "compressed-tensors"}
@@ -232,7 +233,7 @@ def test_a_lost_tensor_is_noticed(bench: Any, recipe_for: Callable[..., Recipe])
     assert path.read_bytes().count(name) == 1
     path.write_bytes(path.read_bytes().replace(name, name[::-1]))
     with pytest.raises(AssayError, match=r"up_proj.weight_scale is missing"):
-        target.read_back(directory, bench.checkpoint("llama").shape)
+        dict(target.read_back(directory, bench.checkpoint("llama").shape))
 
 
 def test_files_are_for_everyone_to_read(bench: Any, recipe_for: Callable[..., Recipe]) -> None:
@@ -296,7 +297,7 @@ def test_zero_points_of_any_number_of_rows_are_padded(rows: int) -> None:
 
     values = torch.randint(0, 16, (rows, 3), generator=torch.Generator().manual_seed(rows), dtype=torch.uint8)
     signed = (values.int() - 8).to(torch.int8)
-    words = target._pack_rows(values, 4)
+    words = formats._pack_rows(values, 4)
     assert words.shape == (-(-rows // 8), 3)
     assert torch.equal(words, pack_to_int32(signed, 4, packed_dim=0))
-    assert torch.equal(target._unpack_rows(words, 4, rows), values)
+    assert torch.equal(formats._unpack_rows(words, 4, rows), values)

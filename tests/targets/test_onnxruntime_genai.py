@@ -139,7 +139,7 @@ def test_a_graph_that_holds_other_weights_is_not_trusted(
     other = Checkpoint(make_model(tmp_path / "other", "llama", seed=1))
     baseline = bench.baseline(recipe, "llama")
     with pytest.raises(AssayError, match=r"builder changed the weights of model\.layers\.0"):
-        target.build_candidate(other, bench.modules(recipe, "llama"), recipe, baseline, tmp_path / "candidate")
+        target.build_candidate(other, bench.quantized(recipe, "llama"), recipe, baseline, tmp_path / "candidate")
 
 
 @pytest.mark.slow

@@ -74,7 +74,9 @@ def gguf_configuration(header: GgufHeader, place: str) -> dict[str, Any]:
             "Use the original safetensors checkpoint."
         )
     if facts.get(f"{architecture}.expert_count"):
-        raise NotSupportedError(f"{place}: mixture-of-experts models are not supported yet.")
+        raise NotSupportedError(
+            f"{place}: a mixture of experts cannot be converted from GGUF yet. Use the original safetensors checkpoint."
+        )
     config = {
         "hidden_size": facts.get(f"{architecture}.embedding_length"),
         "intermediate_size": facts.get(f"{architecture}.feed_forward_length"),

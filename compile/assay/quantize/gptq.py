@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import AssayError
+from assay.quantize.numbers import nearest_
 from assay.quantize.weights import Grid, QuantizedWeight
 
 _BLOCK = 128
@@ -63,8 +64,8 @@ def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:
     remaining = weight.masked_fill(factor.dead, 0.0)[:, order].T.contiguous()
     scales, zero_points = grid.scales.T.contiguous(), grid.zero_points.T.contiguous()
     group_of = [grid.group(column) for column in order.tolist()]
-    codes = torch.empty_like(remaining)
-    levels = grid.scheme.levels
+    levels = torch.empty_like(remaining)
+    kind, bits = grid.scheme.kind, grid.scheme.bits
     for start in range(0, len(remaining), _BLOCK):
         stop = min(start + _BLOCK, len(remaining))
         block, factor_block = remaining[start:stop], upper[start:stop, start:stop]
@@ -72,15 +73,14 @@ def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:
         errors = torch.empty_like(block)
         for index, value in enumerate(block):
             scale, zero_point = scales[group_of[start + index]], zero_points[group_of[start + index]]
-            code = codes[start + index]
-            torch.div(value, scale, out=code).round_().add_(zero_point).clamp_(0, levels)
-            error = errors[index]
-            torch.sub(code, zero_point, out=error).mul_(scale).sub_(value).div_(-diagonal[index])
+            level, error = levels[start + index], errors[index]
+            nearest_(torch.div(value, scale, out=level), kind, bits, zero_point)
+            torch.mul(level, scale, out=error).sub_(value).div_(-diagonal[index])
             block[index + 1 :].addr_(factor_block[index, index + 1 :], error, alpha=-1)
         remaining[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    unordered = torch.empty_like(codes)
-    unordered[order] = codes
-    return grid.with_codes(unordered.T.contiguous())
+    unordered = torch.empty_like(levels)
+    unordered[order] = levels
+    return grid.with_levels(unordered.T.contiguous())
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:

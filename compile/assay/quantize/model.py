@@ -13,27 +13,37 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from assay.errors import AssayError
+from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import Checkpoint
 from assay.models.decoder import Decoder
+from assay.models.folds import layer_folds
 from assay.models.stepping import SteppedLayer
 from assay.progress import Progress
+from assay.quantize.activations import calibrate, quantize_inputs
 from assay.quantize.correction import corrected
 from assay.quantize.gptq import factorize, gptq, output_error
+from assay.quantize.kv_cache import CacheRange
 from assay.quantize.ranges import find_grid
-from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.quantize.store import LayerStore, QuantizedModule
+from assay.quantize.schemes import ActivationScheme, WeightScheme, assign_schemes
+from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
+from assay.quantize.transforms import Surveyed, find_factors, fold_into
+from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
 _TOKENS_PER_BATCH = 2048
 _GRAM_BLOCK = 256
+_CONSTANT = 1e-5
 COMPARED_SHARE = 0.5
+SURVEYED_SHARE = 0.25
+FEWEST_TOKENS_PER_INPUT = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,15 +63,16 @@ class Statistics:
     tokens: int
 
 
-def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None) -> Statistics:
+def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None, seen: Seen | None = None) -> Statistics:
     """Statistics of inputs [tokens, in], in float32, batch by batch in order.
 
-    original: the float model's inputs of the first batches, or None.
+    original: the float model's inputs of the first batches, or None.  seen: what the Linear makes of its inputs before it multiplies.
     """
     features = quantized[0].shape[1]
     gram, moment = torch.zeros(features, features), torch.zeros(features, features)
     drift: Drift | None = None
-    for index, batch in enumerate(quantized):
+    for index, raw in enumerate(quantized):
+        batch = seen(raw) if seen else raw
         # The Gram matrix is symmetric: only its lower blocks are computed.
         for start in range(0, features, _GRAM_BLOCK):
             stop = start + _GRAM_BLOCK
@@ -71,6 +82,9 @@ def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None) -
             if index == len(original) - 1:
                 drift = Drift(moment, _symmetric(gram))
     return Statistics(_symmetric(gram), drift, sum(len(batch) for batch in quantized))
+
+
+Seen = Callable[[Tensor], Tensor]
 
 
 def _symmetric(lower: Tensor) -> Tensor:
@@ -91,61 +105,150 @@ class _Quantizer:
 
     def __init__(self, checkpoint: Checkpoint, settings: Quantize) -> None:
         self.settings = settings
+        self.checkpoint = checkpoint
         self.schemes = assign_schemes(settings, checkpoint.shape).schemes
         self.scale_dtype = checkpoint.weight_dtype
         self.correction = settings.correction if isinstance(settings, Gptq) else 0.0
 
-    def group(self, weights: dict[str, Tensor], statistics: Statistics) -> dict[str, QuantizedModule]:
-        """Quantize Linears that share an input; weights: float32 [out, in] by full name."""
+    def group(
+        self,
+        weights: Mapping[str, Tensor],
+        inputs: Sequence[Tensor],
+        originals: Sequence[Tensor] | None,
+        expert: bool = False,
+    ) -> tuple[dict[str, QuantizedModule], list[str]]:
+        """Quantize Linears that share an input. Returns them and notes on fallbacks.
+
+        weights: float32 [out, in] by full name.  inputs: what they are given, [tokens, in] for each batch; originals: in the float model.
+        expert: whether a router decides which tokens they see; the two models may then differ in their tokens, and no drift is measured.
+        """
+        alike: dict[ActivationScheme | None, list[str]] = {}
+        for name in weights:
+            alike.setdefault(self.schemes[name].activations, []).append(name)
+        result: dict[str, QuantizedModule] = {}
+        notes: list[str] = []
+        for activations, names in alike.items():
+            input_scale, seen = None, None
+            if activations is not None:
+                if activations.calibrated:
+                    input_scale = calibrate(inputs, activations, self.settings.range, self.scale_dtype)
+                seen = _quantizing(activations, input_scale)
+            statistics = accumulate(inputs, None if expert else originals, seen)
+            few = expert and statistics.tokens < FEWEST_TOKENS_PER_INPUT * inputs[0].shape[1]
+            if few:
+                notes.append(
+                    f"{', '.join(names)}: of the calibration text, {statistics.tokens} tokens went to this expert, too few for "
+                    f"{inputs[0].shape[1]} inputs: rounded to nearest, ranges by squared error of the weights."
+                )
+            else:
+                _check_inputs(names[0], statistics.gram)
+            result |= self._alike({name: weights[name] for name in names}, statistics, input_scale, few)
+        return {name: result[name] for name in weights}, notes
+
+    def _alike(
+        self, weights: Mapping[str, Tensor], statistics: Statistics, input_scale: Tensor | None, few: bool
+    ) -> dict[str, QuantizedModule]:
+        """Quantize Linears that multiply the same numbers. few: they saw too few tokens for statistics to mean anything."""
         by_scheme: dict[WeightScheme, list[str]] = {}
         for name in weights:
             by_scheme.setdefault(self.schemes[name], []).append(name)
-        factor = factorize(statistics.gram, self.settings.damping) if isinstance(self.settings, Gptq) else None
-        power = statistics.gram.diagonal() / statistics.tokens
+        factor = None
+        if isinstance(self.settings, Gptq) and not few:
+            factor = factorize(statistics.gram, self.settings.damping)
+        power = statistics.gram.diagonal() / max(1, statistics.tokens)
+        method = "mse" if few and self.settings.range == "activation_weighted" else self.settings.range
         result: dict[str, QuantizedModule] = {}
         for scheme, names in by_scheme.items():
             goal = torch.cat([weights[name] for name in names])
             if statistics.drift is not None:
                 goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
-            grid = find_grid(goal, scheme, self.settings.range, power, self.scale_dtype)
+            rows = [len(weights[name]) for name in names]
+            pieces = [goal] if scheme.shared_by_fused else goal.split(rows)
+            grid = Grid.stack(
+                [find_grid(piece, scheme, method, power, self.scale_dtype) for piece in pieces]
+            )
             rounded = grid.quantize(goal) if factor is None else gptq(goal, grid, factor)
             start = 0
-            for name in names:
-                stop = start + len(weights[name])
+            for name, count in zip(names, rows, strict=True):
+                stop = start + count
                 part, aim = rounded.rows(start, stop), goal[start:stop]
                 scale = output_error(aim, statistics.gram)
                 error = output_error(aim - part.dequantize(), statistics.gram) / scale if scale > 0 else 0.0
-                result[name] = QuantizedModule(part, error, None if factor is None else factor.damping)
+                result[name] = QuantizedModule(part, error, None if factor is None else factor.damping, input_scale)
                 start = stop
-        return {name: result[name] for name in weights}
+        return result
 
-    def layer(self, decoder: Decoder, index: int, streams: _Streams, calls: Calls) -> dict[str, QuantizedModule]:
+    def layer(self, decoder: Decoder, index: int, streams: _Streams, calls: Calls) -> QuantizedLayer:
         """Quantize one layer and move the streams past it."""
-        layer, prefix = decoder.layer(index), decoder.layer_name(index)
-        groups = [
-            [name for name in group if f"{prefix}.{name}" in self.schemes] for group in decoder.architecture.linears
-        ]
-        groups = [group for group in groups if group]
-        stops = [group[0] for group in groups]
+        layer = _Layer.of(decoder, index)
+        prefix, notes = layer.prefix, list[str]()
+        groups = layer.groups(self.schemes)
+        stops = [layer.path(group[0]) for group in groups]
         original = None
         if streams.original is not None:
-            original = SteppedLayer(copy.deepcopy(layer), stops, streams.original, calls(index, streams.original))
-        quantized = SteppedLayer(layer, stops, streams.quantized, calls(index, streams.quantized))
+            unchanged = copy.deepcopy(layer.module)
+            original = SteppedLayer(unchanged, stops, streams.original, calls(index, streams.original))
+        tensors: dict[str, Tensor] = {}
+        if self.settings.transform != "none":
+            few = streams.quantized[: math.ceil(SURVEYED_SHARE * len(streams.quantized))]
+            tensors, skipped = self.transform(layer, few, calls(index, few))
+            notes += skipped
+        arguments, cache = calls(index, streams.quantized), None
+        if self.settings.kv_cache is not None:
+            cache = CacheRange()
+            arguments = [given | {"past_key_values": cache} for given in arguments]
+        quantized = SteppedLayer(layer.module, stops, streams.quantized, arguments)
         modules: dict[str, QuantizedModule] = {}
-        for group in groups:
-            inputs = quantized.inputs(group[0])
-            statistics = accumulate(inputs, original.inputs(group[0]) if original else None)
-            done = self.group({f"{prefix}.{name}": _linear(layer, name).weight for name in group}, statistics)
+        for group, stop in zip(groups, stops, strict=True):
+            weights = {f"{prefix}.{name}": layer.linear(name).weight for name in group}
+            done, fallback = self.group(
+                weights, quantized.inputs(stop), original.inputs(stop) if original else None, layer.is_expert(group[0])
+            )
             for name in group:
-                _linear(layer, name).weight.data = done[f"{prefix}.{name}"].weight.dequantize()
+                _put(layer.linear(name), done[f"{prefix}.{name}"])
             modules |= done
+            notes += fallback
             quantized.resume()
             if original:
                 original.resume()
         streams.quantized = quantized.outputs()
         if original:
             streams.original = original.outputs()
-        return modules
+        tensors |= cache.scales(f"{prefix}.self_attn", self.scale_dtype) if cache else {}
+        return QuantizedLayer(modules, tensors, tuple(notes))
+
+    def transform(
+        self, layer: _Layer, batches: list[Tensor], arguments: list[dict[str, Any]]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Move factors per channel into a layer. Returns the tensors that changed, by full name, and notes on folds that were skipped."""
+        shape = self.checkpoint.shape
+        groups = shape.groups(layer.index)
+        survey: dict[str, Surveyed] = {}
+        stepped = SteppedLayer(layer.module, [layer.path(group[0]) for group in groups], batches, arguments)
+        for group in groups:
+            found = Surveyed.of(stepped.inputs(layer.path(group[0])), layer.is_expert(group[0]))
+            survey |= dict.fromkeys(group, found)
+            stepped.resume()
+        stepped.outputs()
+        schemes = {
+            name: self.schemes[full] for group in groups for name in group if (full := f"{layer.prefix}.{name}") in self.schemes
+        }
+        tensors: dict[str, Tensor] = {}
+        notes: list[str] = []
+        for fold in layer_folds(shape, layer.index):
+            known = {name for group in groups for name in group}
+            needed = [*fold.linears, *({fold.source} & known)]
+            if left := [name for name in needed if name not in schemes]:
+                notes.append(
+                    f"{layer.prefix}.{fold.source}: {self.settings.transform} was skipped, because {left[0]} is not quantized."
+                )
+                continue
+            weights = {name: layer.linear(name).weight for name in fold.linears}
+            factors = find_factors(fold, weights, survey, schemes, self.settings, self.scale_dtype)
+            if factors is not None:
+                changed = fold_into(layer.module, shape.architecture, fold, factors, self.scale_dtype)
+                tensors |= {f"{layer.prefix}.{name}": value for name, value in changed.items()}
+        return tensors, notes
 
 
 Calls = Callable[[int, list[Tensor]], list[dict[str, Any]]]
@@ -184,19 +287,77 @@ def quantize_model(
             norm = decoder.final_norm()
             inputs = [norm(batch).flatten(0, 1) for batch in streams.quantized]
             originals = [norm(batch).flatten(0, 1) for batch in streams.original] if streams.original else None
-            store.write(layers, quantizer.group({head: checkpoint.weight(head)}, accumulate(inputs, originals)))
+            done, notes = quantizer.group({head: checkpoint.weight(head)}, inputs, originals)
+            store.write(layers, QuantizedLayer(done, notes=tuple(notes)))
             advance()
 
 
-def _rerun(decoder: Decoder, index: int, modules: dict[str, QuantizedModule], streams: _Streams, calls: Calls) -> None:
+def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams, calls: Calls) -> None:
     """Move the streams past a layer that an earlier run finished: the same products on the same numbers."""
-    layer, prefix = decoder.layer(index), decoder.layer_name(index)
+    layer = _Layer.of(decoder, index)
     if streams.original is not None:
-        streams.original = SteppedLayer(layer, (), streams.original, calls(index, streams.original)).outputs()
-    for name, module in modules.items():
-        _linear(layer, name.removeprefix(f"{prefix}.")).weight.data = module.weight.dequantize()
-    streams.quantized = SteppedLayer(layer, (), streams.quantized, calls(index, streams.quantized)).outputs()
+        streams.original = SteppedLayer(layer.module, (), streams.original, calls(index, streams.original)).outputs()
+    state = layer.module.state_dict()
+    for name, value in done.tensors.items():
+        if (path := layer.path(name.removeprefix(f"{layer.prefix}."))) in state:
+            state[path].copy_(value)
+    for name, module in done.modules.items():
+        _put(layer.linear(name.removeprefix(f"{layer.prefix}.")), module)
+    streams.quantized = SteppedLayer(layer.module, (), streams.quantized, calls(index, streams.quantized)).outputs()
 
 
-def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    return cast(nn.Linear, layer.get_submodule(name))
+def _put(linear: nn.Linear, module: QuantizedModule) -> None:
+    """Make a Linear compute as its quantized form does."""
+    linear.weight.data = module.weight.dequantize()
+    activations = module.weight.scheme.activations
+    if activations is not None:
+        seen = _quantizing(activations, module.input_scale)
+        linear.register_forward_pre_hook(lambda _module, inputs: (seen(inputs[0]), *inputs[1:]))
+
+
+def _quantizing(activations: ActivationScheme, input_scale: Tensor | None) -> Seen:
+    return lambda values: quantize_inputs(values, activations, input_scale)
+
+
+def _check_inputs(name: str, gram: Tensor) -> None:
+    """AssayError for inputs that say nothing about which weights matter."""
+    size = float(gram.diagonal().sum(dtype=torch.float64))
+    # One vector in every token makes a matrix of rank one: its norm is its trace.
+    if size == 0 or float(gram.square().sum(dtype=torch.float64).sqrt()) > (1 - _CONSTANT) * size:
+        what = "all zero" if size == 0 else "the same in every token, but for their size"
+        raise AssayError(
+            f"{name}: its inputs on the calibration text are {what}. The text is degenerate (one token repeated?), or the checkpoint is "
+            "damaged before this layer. Use more, or more varied, calibration text."
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A loaded layer, its parts found by the names that checkpoints use."""
+
+    module: nn.Module
+    prefix: str
+    index: int
+    shape: DecoderShape
+
+    @staticmethod
+    def of(decoder: Decoder, index: int) -> _Layer:
+        return _Layer(decoder.layer(index), decoder.layer_name(index), index, decoder.checkpoint.shape)
+
+    def path(self, name: str) -> str:
+        """Where transformers keeps what the checkpoint calls `name`, within the layer."""
+        return self.shape.architecture.module_path(name)
+
+    def linear(self, name: str) -> nn.Linear:
+        return cast(nn.Linear, self.module.get_submodule(self.path(name)))
+
+    def is_expert(self, name: str) -> bool:
+        experts = self.shape.architecture.experts
+        return experts is not None and self.path(name).startswith(f"{experts.path}.")
+
+    def groups(self, schemes: Mapping[str, WeightScheme]) -> list[list[str]]:
+        """Linears that are to be quantized and share an input, in order of execution."""
+        groups = [
+            [name for name in group if f"{self.prefix}.{name}" in schemes] for group in self.shape.groups(self.index)
+        ]
+        return [group for group in groups if group]

@@ -1,30 +1,38 @@
 """Where a group's grid lies: the scale and zero point that lose least.
 
 `minmax` spans the group's extremes (compressed-tensors' rule: absmax / ((2^bits − 1) / 2), or (max − min) / (2^bits − 1) with zero
-inside). `mse` and `activation_weighted` try shrunken spans and keep, per group, the one with the least squared error; the
-latter weighs each input channel by the second moment of its calibration inputs, the diagonal of the Gram matrix, which is the
-layer's output error with the cross terms left out.
+inside; absmax / 448 and absmax / 6 for floats). `mse` and `activation_weighted` try other spans and keep, per group, the one with
+the least squared error; the latter weighs each input channel by the second moment of its calibration inputs, the diagonal of the
+Gram matrix, which is the layer's output error with the cross terms left out.
 
-Symmetric grids have one level more on one side. The searches therefore also try negative scales, which turn the grid round, so
-that the largest weight of a group may lie on the side that reaches further ("full range"; it costs nothing at run time).
+Symmetric 4-bit integers have one level more on one side. The searches therefore also try negative scales, which turn the grid round, so
+that the largest weight of a group may lie on the side that reaches further ("full range"; it costs nothing at run time). Floats gain
+from other spans too, because their levels are not even: an E2M1 group may do better with its largest weight on 4 than on 6.
 
-Scales are rounded to the model's dtype before any weight is rounded, so that every target stores them exactly.
+Scales are rounded to what the format stores before any weight is rounded, so that every target stores them exactly.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from assay.quantize.numbers import E2M1_LARGEST, E4M3_LARGEST, nearest_, power_of_two_scale
 from assay.quantize.schemes import WeightScheme
 from assay.quantize.weights import Grid
 
-_SPANS = tuple(1.0 - 0.025 * step for step in range(25))
+_SHRUNKEN = tuple(1.0 - 0.025 * step for step in range(25))
+# One octave: beyond it an 8-bit float's levels are the same again.
+_OCTAVE = tuple(2.0 ** (step / 16) for step in range(16))
+_AROUND = (1.0, *(0.6 + 0.05 * step for step in range(8)), *(1.05 + 0.05 * step for step in range(12)))
+_POWERS_OF_TWO = (1.0, 2.0, 0.5)
 _ROWS_AT_ONCE = 512
 # For groups of zeros; a power of two, so that bfloat16 and float16 hold it exactly.
 _SMALLEST_SCALE = 2.0**-24
+_SMALLEST_E4M3 = 2.0**-9
 
 
 def find_grid(
@@ -33,7 +41,7 @@ def find_grid(
     """The grid of a weight.
 
     weight: float32 [out, in].  method: minmax, mse or activation_weighted.  power: float32 [in], mean square of each
-    input channel (activation_weighted only).  scale_dtype: what the scales must be representable in.
+    input channel (activation_weighted only).  scale_dtype: what scales stored as floats must be representable in.
     """
     in_features = weight.shape[1]
     groups = scheme.groups(in_features)
@@ -42,31 +50,51 @@ def find_grid(
         if power is None:
             raise ValueError("activation_weighted needs the power of the inputs")
         importance = power.view(1, groups, -1)
+    absmax = weight.abs().max()
+    global_scale = None
+    if scheme.scale == "e4m3":
+        global_scale = torch.where(absmax > 0, E4M3_LARGEST * E2M1_LARGEST / absmax, 1.0).view(1)
     scales, zero_points = [], []
-    for rows in weight.split(_ROWS_AT_ONCE):
+    for rows in weight.split(_ROWS_AT_ONCE if scheme.block_rows else len(weight)):
         grouped = rows.reshape(len(rows), groups, in_features // groups)
-        spans = (1.0,) if method == "minmax" else _SPANS
-        scale, zero_point = _best_span(grouped, scheme, spans, importance, scale_dtype)
+        spans = (1.0,) if method == "minmax" else _spans(scheme)
+        scale, zero_point = _best_span(grouped, scheme, spans, importance, scale_dtype, global_scale)
         scales.append(scale)
         zero_points.append(zero_point)
-    return Grid(scheme, torch.cat(scales), torch.cat(zero_points))
+    return Grid(scheme, torch.cat(scales), torch.cat(zero_points), global_scale)
+
+
+def _spans(scheme: WeightScheme) -> tuple[float, ...]:
+    """What to try, in units of the plain span, which comes first."""
+    if scheme.scale == "e8m0":
+        return _POWERS_OF_TWO
+    if scheme.kind == "float":
+        return _AROUND if scheme.bits == 4 else _OCTAVE
+    return _SHRUNKEN
 
 
 def _best_span(
-    grouped: Tensor, scheme: WeightScheme, spans: tuple[float, ...], importance: Tensor | None, scale_dtype: torch.dtype
+    grouped: Tensor,
+    scheme: WeightScheme,
+    spans: tuple[float, ...],
+    importance: Tensor | None,
+    scale_dtype: torch.dtype,
+    global_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """grouped: [rows, groups, group].  Returns scale and zero point, [rows, groups] each."""
     low, high = grouped.amin(-1).clamp_(max=0), grouped.amax(-1).clamp_(min=0)
+    low, high = -_over_rows(-low, scheme, torch.amax), _over_rows(high, scheme, torch.amax)
     best_scale = best_zero_point = best_error = None
-    signs = (1.0, -1.0) if scheme.symmetric and len(spans) > 1 else (1.0,)
-    for sign, span in itertools.product(signs, spans):
-        scale, zero_point = span_to_grid(low * span, high * span, scheme, scale_dtype)
+    turned = scheme.kind == "int" and scheme.symmetric and scheme.bits == 4 and len(spans) > 1
+    for sign, span in itertools.product((1.0, -1.0) if turned else (1.0,), spans):
+        scale, zero_point = span_to_grid(low * span, high * span, scheme, scale_dtype, global_scale)
         scale = scale * sign
         if len(spans) == 1:
             return scale, zero_point
-        codes = (grouped / scale[:, :, None]).round_().add_(zero_point[:, :, None]).clamp_(0, scheme.levels)
-        loss = codes.sub_(zero_point[:, :, None]).mul_(scale[:, :, None]).sub_(grouped).square_()
+        levels = nearest_(grouped / scale[:, :, None], scheme.kind, scheme.bits, zero_point[:, :, None])
+        loss = levels.mul_(scale[:, :, None]).sub_(grouped).square_()
         error = loss.sum(-1) if importance is None else loss.mul_(importance).sum(-1)
+        error = _over_rows(error, scheme, torch.sum)
         if best_error is None or best_scale is None or best_zero_point is None:
             best_scale, best_zero_point, best_error = scale, zero_point, error
             continue
@@ -78,13 +106,33 @@ def _best_span(
     return best_scale, best_zero_point
 
 
-def span_to_grid(low: Tensor, high: Tensor, scheme: WeightScheme, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _over_rows(values: Tensor, scheme: WeightScheme, reduce: Callable[..., Tensor]) -> Tensor:
+    """[rows, groups] → the same, every row with what `reduce` makes of all rows that share its scale (the last block may be short)."""
+    if scheme.block_rows == 1:
+        return values
+    size = scheme.block_rows or len(values)
+    return torch.cat([reduce(block, dim=0, keepdim=True).expand_as(block) for block in values.split(size)])
+
+
+def span_to_grid(
+    low: Tensor,
+    high: Tensor,
+    scheme: WeightScheme,
+    scale_dtype: torch.dtype,
+    global_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Scale and zero point of the grid that covers [low, high], zero included; all of one shape."""
-    if scheme.symmetric:
-        scale = torch.maximum(high, -low) / (scheme.levels / 2)
-        zero_point = torch.full_like(scale, scheme.symmetric_zero_point)
-    else:
+    if not scheme.symmetric:
         scale = (high - low) / scheme.levels
         scale = scale.to(scale_dtype).float().clamp_(min=_SMALLEST_SCALE)
-        zero_point = (-low / scale).round_().clamp_(0, scheme.levels)
+        return scale, (-low / scale).round_().clamp_(0, scheme.levels)
+    absmax = torch.maximum(high, -low)
+    zero_point = torch.full_like(absmax, scheme.symmetric_zero_point)
+    if scheme.scale == "e8m0":
+        return power_of_two_scale(absmax.clamp_(min=_SMALLEST_SCALE)), zero_point
+    scale = absmax / scheme.largest
+    if scheme.scale == "e4m3":
+        assert global_scale is not None
+        stored = (scale * global_scale).clamp_(max=E4M3_LARGEST).to(torch.float8_e4m3fn).float()
+        return stored.clamp_(min=_SMALLEST_E4M3) / global_scale, zero_point
     return scale.to(scale_dtype).float().clamp_(min=_SMALLEST_SCALE), zero_point

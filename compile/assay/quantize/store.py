@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from assay.errors import IntegrityError
 from assay.files import atomic_path
 from assay.quantize.packing import pack, unpack
-from assay.quantize.schemes import WeightScheme
+from assay.quantize.schemes import ActivationScheme, WeightScheme
 from assay.quantize.weights import QuantizedWeight
 
 
@@ -23,12 +25,26 @@ class QuantizedModule:
     """A quantized Linear and what is known of it.
 
     relative_error: squared output error over squared output on the calibration inputs.  damping: what GPTQ's factor took,
-    None for other methods.
+    None for other methods.  input_scale: float32 [1], for activation schemes that are calibrated (activations.calibrate).
     """
 
     weight: QuantizedWeight
     relative_error: float | None
     damping: float | None = None
+    input_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A finished layer, or all of them.
+
+    modules: quantized Linears by full name.  tensors: other tensors of the checkpoint that the job changed or added, by full name: norms and
+    biases that took up a transform's factors, scales of the key/value cache.  notes: sentences on what is not as asked.
+    """
+
+    modules: Mapping[str, QuantizedModule]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    notes: tuple[str, ...] = ()
 
 
 class LayerStore:
@@ -43,42 +59,96 @@ class LayerStore:
     def holds(self, index: int) -> bool:
         return self.path(index).is_file()
 
-    def write(self, index: int, modules: dict[str, QuantizedModule]) -> None:
-        """Store one layer's modules by full name."""
-        tensors: dict[str, Tensor] = {}
+    def write(self, index: int, layer: QuantizedLayer) -> None:
+        tensors: dict[str, Tensor] = {f"{name}:tensor": value.contiguous() for name, value in layer.tensors.items()}
         facts: dict[str, Any] = {}
-        for name, module in modules.items():
+        for name, module in layer.modules.items():
             weight = module.weight
-            tensors[f"{name}.codes"] = pack(weight.codes, weight.scheme.bits).contiguous()
-            tensors[f"{name}.scales"] = weight.scales.contiguous()
-            if weight.zero_points is not None:
-                tensors[f"{name}.zero_points"] = weight.zero_points.contiguous()
+            parts = {
+                "codes": pack(weight.codes, weight.scheme.bits),
+                "scales": weight.scales,
+                "zero_points": weight.zero_points,
+                "global_scale": weight.global_scale,
+                "input_scale": module.input_scale,
+            }
+            # Copies of what Linears with the same input have in common: a file may not hold one tensor under two names.
+            tensors |= {f"{name}:{part}": value.clone() for part, value in parts.items() if value is not None}
             facts[name] = {
                 "scheme": asdict(weight.scheme),
                 "in_features": weight.codes.shape[1],
                 "relative_error": module.relative_error,
                 "damping": module.damping,
             }
+        # One key: safetensors writes several in no particular order.
+        metadata = {"layer": json.dumps({"modules": facts, "notes": layer.notes}, sort_keys=True)}
         with atomic_path(self.path(index)) as temporary:
-            save_file(tensors, temporary, metadata={"modules": json.dumps(facts, sort_keys=True)})
+            save_file(tensors, temporary, metadata=metadata)
             temporary.chmod(0o644)
 
-    def read(self, index: int) -> dict[str, QuantizedModule]:
-        """The modules of one layer by full name."""
-        try:
-            with safe_open(self.path(index), framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["modules"])
-                return {name: _module(file, name, fact) for name, fact in facts.items()}
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(f"{self.path(index)}: damaged ({error}); remove it and run again.") from error
+    def read(self, index: int) -> QuantizedLayer:
+        """One layer; its modules are read from the file when they are asked for."""
+        path = self.path(index)
+        with _damage(path), safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["layer"])
+            facts: dict[str, Any] = metadata["modules"]
+            changed = [name for name in file.keys() if name.endswith(":tensor")]  # noqa: SIM118
+            tensors = {name.removesuffix(":tensor"): file.get_tensor(name) for name in changed}
+            return QuantizedLayer(_Modules({path: facts}), tensors, tuple(metadata["notes"]))
+
+    def read_all(self, count: int) -> QuantizedLayer:
+        """Every layer that is there, of `count`, as one."""
+        layers = [self.read(index) for index in range(count) if self.holds(index)]
+        files = {path: facts for layer in layers for path, facts in _facts(layer.modules).items()}
+        tensors = {name: value for layer in layers for name, value in layer.tensors.items()}
+        return QuantizedLayer(_Modules(files), tensors, tuple(note for layer in layers for note in layer.notes))
+
+
+class _Modules(Mapping[str, QuantizedModule]):
+    """Modules that stay in their files until they are asked for: a large model's do not fit in memory together."""
+
+    def __init__(self, files: dict[Path, dict[str, Any]]) -> None:
+        self.files = files
+        self._paths = {name: path for path, facts in files.items() for name in facts}
+
+    def __getitem__(self, name: str) -> QuantizedModule:
+        path = self._paths[name]
+        with _damage(path), safe_open(path, framework="pt") as file:
+            return _module(file, name, self.files[path][name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def _facts(modules: Mapping[str, QuantizedModule]) -> dict[Path, dict[str, Any]]:
+    assert isinstance(modules, _Modules)
+    return modules.files
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{path}: damaged ({error}); remove it and run again.") from error
 
 
 def _module(file: Any, name: str, fact: dict[str, Any]) -> QuantizedModule:
-    scheme = WeightScheme(**fact["scheme"])
+    def read(part: str) -> Any:
+        return file.get_tensor(f"{name}:{part}")
+
+    held = set(file.keys())
+    settings = dict(fact["scheme"])
+    activations = settings.pop("activations")
+    scheme = WeightScheme(**settings, activations=activations and ActivationScheme(**activations))
     weight = QuantizedWeight(
         scheme=scheme,
-        codes=unpack(file.get_tensor(f"{name}.codes"), scheme.bits, fact["in_features"]),
-        scales=file.get_tensor(f"{name}.scales"),
-        zero_points=None if scheme.symmetric else file.get_tensor(f"{name}.zero_points"),
+        codes=unpack(read("codes"), scheme.bits, fact["in_features"]),
+        scales=read("scales"),
+        zero_points=None if scheme.symmetric else read("zero_points"),
+        global_scale=read("global_scale") if scheme.scale == "e4m3" else None,
     )
-    return QuantizedModule(weight, fact["relative_error"], fact["damping"])
+    input_scale = read("input_scale") if f"{name}:input_scale" in held else None
+    return QuantizedModule(weight, fact["relative_error"], fact["damping"], input_scale)

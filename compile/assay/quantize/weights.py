@@ -1,17 +1,19 @@
 """A weight stored in a scheme, and the grid of points it may take.
 
-Codes are unsigned, 0 … 2^bits − 1, and a weight is (code − zero_point) · scale. A symmetric scheme has the constant zero point
-2^(bits − 1) and stores none. This is at once MatMulNBits' reading and compressed-tensors' (whose signed value + 2^(bits − 1)
-is the same code), so every target packs the same numbers.
+Codes are unsigned bytes, and a weight is level(code) · scale. Integers: 0 … 2^bits − 1, level = code − zero point; a symmetric scheme has the
+constant zero point 2^(bits − 1) and stores none. This is at once MatMulNBits' reading and compressed-tensors' (whose signed value +
+2^(bits − 1) is the same code), so every target packs the same numbers. Floats: the code is the bit pattern (numbers.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from assay.quantize.numbers import decode, encode, nearest_
 from assay.quantize.schemes import WeightScheme
 
 
@@ -19,29 +21,33 @@ from assay.quantize.schemes import WeightScheme
 class QuantizedWeight:
     """A Linear's weight in a scheme.
 
-    codes: uint8 [out, in].  scales: float32 [out, groups], each exactly representable in the model's own dtype.
-    zero_points: uint8 [out, groups], None when symmetric.
+    codes: uint8 [out, in].  scales: float32 [out, groups], each exactly what the scheme's stored scales give: representable in the
+    model's own dtype, a power of two, or an E4M3 value divided by the global scale; equal along the rows that share one.
+    zero_points: uint8 [out, groups], None when symmetric.  global_scale: float32 [1], for scales stored in E4M3.
     """
 
     scheme: WeightScheme
     codes: Tensor
     scales: Tensor
     zero_points: Tensor | None
+    global_scale: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> QuantizedWeight:
         """The weight's output channels from start to stop."""
         zero_points = None if self.zero_points is None else self.zero_points[start:stop]
-        return QuantizedWeight(self.scheme, self.codes[start:stop], self.scales[start:stop], zero_points)
+        return QuantizedWeight(
+            self.scheme, self.codes[start:stop], self.scales[start:stop], zero_points, self.global_scale
+        )
 
     def dequantize(self) -> Tensor:
         """float32 [out, in]: exactly the numbers that a runtime computes with."""
         out_features, in_features = self.codes.shape
         groups = self.scales.shape[1]
-        codes = self.codes.view(out_features, groups, in_features // groups).float()
         zero_points = (
             self.scheme.symmetric_zero_point if self.zero_points is None else self.zero_points.float()[:, :, None]
         )
-        return ((codes - zero_points) * self.scales[:, :, None]).view(out_features, in_features)
+        levels = decode(self.codes.view(out_features, groups, in_features // groups), self.scheme, zero_points)
+        return levels.mul_(self.scales[:, :, None]).view(out_features, in_features)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,17 @@ class Grid:
     scheme: WeightScheme
     scales: Tensor
     zero_points: Tensor
+    global_scale: Tensor | None = None
+
+    @staticmethod
+    def stack(grids: Sequence[Grid]) -> Grid:
+        """One grid for weights stacked along their output channels; a global scale is the first one's."""
+        return Grid(
+            grids[0].scheme,
+            torch.cat([grid.scales for grid in grids]),
+            torch.cat([grid.zero_points for grid in grids]),
+            grids[0].global_scale,
+        )
 
     def group(self, column: int) -> int:
         """Which group an input channel belongs to."""
@@ -59,16 +76,14 @@ class Grid:
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Round every value of float32 [out, in] to the nearest point."""
         out_features, in_features = weight.shape
-        grouped = weight.view(out_features, self.scales.shape[1], -1)
-        codes = (
-            (grouped / self.scales[:, :, None])
-            .round_()
-            .add_(self.zero_points[:, :, None])
-            .clamp_(0, self.scheme.levels)
-        )
-        return self.with_codes(codes.view(out_features, in_features))
+        scaled = weight.view(out_features, self.scales.shape[1], -1) / self.scales[:, :, None]
+        levels = nearest_(scaled, self.scheme.kind, self.scheme.bits, self.zero_points[:, :, None])
+        return self.with_levels(levels.view(out_features, in_features))
 
-    def with_codes(self, codes: Tensor) -> QuantizedWeight:
-        """A weight on this grid; codes: whole numbers [out, in] of any dtype."""
+    def with_levels(self, levels: Tensor) -> QuantizedWeight:
+        """A weight on this grid; levels: float32 [out, in], each one of the format's."""
+        out_features, in_features = levels.shape
+        grouped = levels.reshape(out_features, self.scales.shape[1], -1)
+        codes = encode(grouped, self.scheme, self.zero_points[:, :, None]).view(out_features, in_features)
         zero_points = None if self.scheme.symmetric else self.zero_points.to(torch.uint8)
-        return QuantizedWeight(self.scheme, codes.to(torch.uint8), self.scales, zero_points)
+        return QuantizedWeight(self.scheme, codes, self.scales, zero_points, self.global_scale)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from assay.models.checkpoint import Checkpoint
-    from assay.quantize.store import QuantizedModule
+    from assay.quantize.store import QuantizedLayer
     from assay.recipe import Recipe
     from assay.targets.realized import Realization
 
@@ -25,7 +25,7 @@ class TargetModule(Protocol):
     def build_candidate(
         self,
         checkpoint: Checkpoint,
-        modules: Mapping[str, QuantizedModule],
+        quantized: QuantizedLayer,
         recipe: Recipe,
         baseline: Path,
         destination: Path,

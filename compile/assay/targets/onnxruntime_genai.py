@@ -28,7 +28,7 @@ from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import TOKENIZER_FILES, Checkpoint
 from assay.quantize.packing import pack, unpack
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.quantize.store import QuantizedModule
+from assay.quantize.store import QuantizedLayer
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import OnnxRuntimeGenai, Recipe
 from assay.targets.realized import Realization, StoredLinear, verify
@@ -58,13 +58,13 @@ def build_baseline(checkpoint: Checkpoint, destination: Path) -> None:
 
 
 def build_candidate(
-    checkpoint: Checkpoint, modules: Mapping[str, QuantizedModule], recipe: Recipe, baseline: Path, destination: Path
+    checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
 ) -> Realization:
     """Write the quantized model directory and read it back; every number in it is one that the quantizer chose."""
     model = ir.load(baseline / MODEL)
     level = recipe.target.accuracy_level if isinstance(recipe.target, OnnxRuntimeGenai) else 0
     for node, names in list(_weight_nodes(model)):
-        chosen = [modules[name].weight for name in names if name in modules]
+        chosen = [quantized.modules[name].weight for name in names if name in quantized.modules]
         if not chosen:
             continue
         _check_source(node, names, checkpoint)
@@ -76,7 +76,7 @@ def build_candidate(
     shutil.copyfile(baseline / CONFIG, destination / CONFIG)
     _copy_tokenizer(checkpoint, destination)
     assigned = assign_schemes(recipe.quantize, checkpoint.shape).schemes
-    return verify(checkpoint.shape, assigned, modules, read_back(destination, checkpoint.shape))
+    return verify(checkpoint.shape, assigned, quantized.modules, read_back(destination, checkpoint.shape))
 
 
 def read_back(directory: Path, shape: DecoderShape) -> dict[str, StoredLinear]:

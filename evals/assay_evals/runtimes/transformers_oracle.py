@@ -3,11 +3,15 @@
 compressed-tensors checkpoints are dequantized by the package compressed-tensors, in float32, so that the model's weights are
 exactly what the files say. transformers' own loading is no oracle (5.23 with compressed-tensors 0.20): with `dequantize=True` it
 multiplies in the scales' bfloat16 and reads every module by one group's scheme, without it it cannot read packed zero points.
+
+Where a scheme quantizes activations or the key/value cache, so does the oracle, by compressed-tensors' own definition.
 """
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +20,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from assay.errors import AssayError, UsageError
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
+
+_INPUTS = re.compile(r"\.input(_global)?_scale$")
+_CACHE = re.compile(r"\.layers\.(\d+)\..*\.([kv])_scale$")
 
 
 class TransformersRuntime:
@@ -29,7 +36,8 @@ class TransformersRuntime:
     def __init__(self, directory: Path) -> None:
         self.name = runtime_version("transformers")
         try:
-            self._model = _load(directory).eval()
+            self._model, self._cache_scales = _load(directory)
+            self._model.eval()
             self._tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise AssayError(f"{directory}: transformers cannot load it: {error}") from error
@@ -46,16 +54,16 @@ class TransformersRuntime:
     @torch.inference_mode()
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         check_length(len(tokens), 0, self.context_length)
-        return self._model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+        return self._model(torch.tensor([tokens]), past_key_values=self._cache()).logits[0].float().numpy()
 
     @torch.inference_mode()
     def decode_logits(self, tokens: list[int], start: int) -> NDArray[np.float32]:
         check_length(len(tokens), 0, self.context_length)
-        cache = self._model(torch.tensor([tokens[:start]]), use_cache=True, logits_to_keep=1).past_key_values
+        cache = self._cache()
+        self._model(torch.tensor([tokens[:start]]), past_key_values=cache, logits_to_keep=1)
         rows: list[torch.Tensor] = []
         for token in tokens[start:]:
-            output = self._model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = self._model(torch.tensor([[token]]), past_key_values=cache)
             rows.append(output.logits[0, -1].float())
         return torch.stack(rows).numpy()
 
@@ -64,11 +72,10 @@ class TransformersRuntime:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []
         seconds: list[float] = []
-        step, cache = torch.tensor([prompt]), None
+        step, cache = torch.tensor([prompt]), self._cache()
         started = time.perf_counter()
         for _ in range(new_tokens):
-            output = self._model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, token = output.past_key_values, int(output.logits[0, -1].argmax())
+            token = int(self._model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax())
             if stops and token in self._ends:
                 break
             tokens.append(token)
@@ -76,14 +83,38 @@ class TransformersRuntime:
             step = torch.tensor([[token]])
         return Generated(tuple(tokens), tuple(seconds))
 
+    def _cache(self) -> Any:
+        if self._cache_scales:
+            return _QuantizedCache(self._model.config, self._cache_scales)
+        return DynamicCache(config=self._model.config)
 
-def _load(directory: Path) -> Any:
+
+class _QuantizedCache(DynamicCache):
+    """A key/value cache in 8-bit floats. scales: layer → the scales of its keys and of its values."""
+
+    def __init__(self, config: Any, scales: Mapping[int, tuple[float, float]]) -> None:
+        super().__init__(config=config)
+        self._scales = scales
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = [
+            (states / scale).clamp_(-448, 448).to(torch.float8_e4m3fn).float() * scale
+            for states, scale in zip((key_states, value_states), self._scales[layer_idx], strict=True)
+        ]
+        return super().update(stored[0], stored[1], layer_idx, *args, **kwargs)
+
+
+def _load(directory: Path) -> tuple[Any, dict[int, tuple[float, float]]]:
+    """The model in float32, and the scales of its key/value cache where it is to be quantized."""
     logging.disable_progress_bar()
     config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    source, weights = directory, None
+    source, weights, quantization = directory, None, None
     if getattr(config, "quantization_config", None) is not None:
-        source, weights = None, _dequantized(directory)
+        source, quantization = None, _Quantization(directory)
+        weights = quantization.weights
         del config.quantization_config
     model, report = family.from_pretrained(
         source,
@@ -97,20 +128,85 @@ def _load(directory: Path) -> Any:
     # transformers makes up random weights for those that it does not find.
     if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise ValueError(f"its tensors are not the model's: {', '.join(lost[:5])}")
-    return model
+    if quantization is None:
+        return model, {}
+    quantization.quantize_activations(model)
+    return model, quantization.cache_scales
 
 
-def _dequantized(directory: Path) -> dict[str, torch.Tensor]:
-    """Every weight of a compressed-tensors checkpoint by name, the quantized ones dequantized in float32."""
-    try:
-        from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
-    except ImportError as error:
-        raise UsageError(
-            f"{directory}: to read it takes the package compressed-tensors ({error}): pip install compressed-tensors."
-        ) from error
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        tensors |= load_file(path)
-    # It multiplies in the scales' dtype, and bfloat16 products are rounded.
-    tensors = {name: value.float() if name.endswith(".weight_scale") else value for name, value in tensors.items()}
-    return CompressedTensorsDequantizer(directory, dtype=torch.float32).validate(tensors)
+class _Quantization:
+    """A compressed-tensors checkpoint, as the package compressed-tensors reads it.
+
+    weights: every weight by name, the quantized ones dequantized in float32.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
+        except ImportError as error:
+            raise UsageError(
+                f"{directory}: to read it takes the package compressed-tensors ({error}): pip install compressed-tensors."
+            ) from error
+        tensors: dict[str, torch.Tensor] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            tensors |= load_file(path)
+        self._inputs = {name: tensors.pop(name).float() for name in list(tensors) if _INPUTS.search(name)}
+        cache = {
+            (int(match[1]), match[2]): float(tensors.pop(name))
+            for name in list(tensors)
+            if (match := _CACHE.search(name))
+        }
+        self.cache_scales = {layer: (cache[layer, "k"], cache[layer, "v"]) for layer, part in cache if part == "k"}
+        # It multiplies in the scales' dtype, and bfloat16 products are rounded; exponents and 8-bit floats stay what they are.
+        tensors = {
+            name: value.float() if name.endswith(".weight_scale") and value.is_floating_point() else value
+            for name, value in tensors.items()
+        }
+        modules = {name.rpartition(".")[0] for name in tensors}
+        # The package tells a Linear from an embedding by its class, which files do not have.
+        plain = [name for name in modules if f"{name}.weight_scale" not in tensors]
+        exact = {
+            f"{name}.weight": _exact_nvfp4(
+                *(tensors.pop(f"{name}.weight_{part}") for part in ("packed", "scale", "global_scale"))
+            )
+            for name in modules
+            if f"{name}.weight_global_scale" in tensors
+        }
+        dequantizer = CompressedTensorsDequantizer(directory, plain, torch.float32)
+        self._ignored, self._groups = dequantizer.quant_config.ignore, []
+        for group in dequantizer.quant_config.config_groups.values():
+            if group.input_activations is not None:
+                self._groups.append((group.targets, group.input_activations))
+        self.weights = dequantizer.validate(tensors) | exact
+
+    def quantize_activations(self, model: Any) -> None:
+        """Make every Linear whose scheme says so quantize its inputs first."""
+        from compressed_tensors.utils import match_named_modules
+
+        for targets, arguments in self._groups:
+            for name, module in match_named_modules(model, targets, self._ignored):
+                module.register_forward_pre_hook(self._hook(name, arguments))
+
+    def _hook(self, name: str, arguments: Any) -> Any:
+        from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+        from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+        static, shared = self._inputs.get(f"{name}.input_scale"), self._inputs.get(f"{name}.input_global_scale")
+
+        def quantize(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            scale, zero_point = static, None
+            if arguments.dynamic:
+                scale, zero_point = compute_dynamic_scales_and_zp(inputs[0], arguments, module, shared)
+            return fake_quantize(inputs[0], scale, zero_point, arguments, shared)
+
+        return quantize
+
+
+def _exact_nvfp4(packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """float32 [out, in]; the package's own decompressor rounds the products to bfloat16, as no kernel does."""
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
+    rows, columns = packed.shape[0], 2 * packed.shape[1]
+    levels = unpack_fp4_from_uint8(packed, rows, columns, dtype=torch.float32)
+    scales = scale.float() / global_scale
+    return (levels.view(*scales.shape, -1) * scales[:, :, None]).view(rows, columns)

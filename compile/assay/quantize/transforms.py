@@ -1,0 +1,171 @@
+"""Factors per channel that make a layer easier to quantize, moved into the module before each Linear so that they cost nothing.
+
+`awq` (Lin et al. 2023, arXiv 2306.00978): input channels of large activations are scaled up in the weights, so that rounding hurts them less.
+`smoothquant` (Xiao et al. 2022, arXiv 2211.10438): outliers of the activations are moved into the weights, so that both fit 8 bits.
+
+Candidates are compared by the squared error of the Linears' outputs. With float activations that is tr(Δ XᵀX Δᵀ), which takes the Gram
+matrix of the inputs and no forward pass; with quantized ones the products of a sample of tokens are compared. The identity is always
+among the candidates of a search, and has to be beaten with the ranges that will be used in the end.
+
+Where a factor goes into a norm, the norm's weight is rounded to the checkpoint's dtype first and the factor follows from the rounded weight:
+what the layer computes does not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from assay.models.architectures import Architecture
+from assay.models.folding import apply_fold, spread
+from assay.models.folds import Fold
+from assay.quantize.activations import calibrate, quantize_inputs
+from assay.quantize.gptq import output_error
+from assay.quantize.ranges import find_grid
+from assay.quantize.schemes import WeightScheme
+from assay.recipe import Quantize
+
+_STRENGTHS = tuple(0.05 * step for step in range(1, 21))
+_SMOOTHING = tuple(0.1 * step for step in range(1, 10))
+_SAMPLED_TOKENS = 512
+_SAMPLED_ROWS = 512
+_SMALLEST = 1e-5
+
+
+@dataclass
+class Surveyed:
+    """What is known of the inputs of Linears that share them, in the float layer.
+
+    gram: XᵀX [in, in], or its diagonal [in] where there are too many Linears to keep matrices (experts).  absmax: [in].
+    sample: some of the tokens [tokens, in].
+    """
+
+    gram: Tensor
+    absmax: Tensor
+    sample: Tensor
+
+    @staticmethod
+    def of(inputs: Sequence[Tensor], diagonal: bool) -> Surveyed:
+        """inputs: float32 [tokens, in] of each batch; every batch may be empty (an expert without tokens)."""
+        together = torch.cat(list(inputs))
+        if not len(together):
+            together = torch.zeros(1, together.shape[1])
+        gram = together.square().sum(0) if diagonal else together.T @ together
+        return Surveyed(gram, together.abs().amax(0), together[:: -(-len(together) // _SAMPLED_TOKENS)])
+
+    @property
+    def power(self) -> Tensor:
+        return self.gram if self.gram.dim() == 1 else self.gram.diagonal()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One of a fold's Linears: a sample of its rows [rows, in], and what it reads."""
+
+    weight: Tensor
+    inputs: Surveyed
+    scheme: WeightScheme
+
+
+def find_factors(
+    fold: Fold,
+    weights: Mapping[str, Tensor],
+    inputs: Mapping[str, Surveyed],
+    schemes: Mapping[str, WeightScheme],
+    settings: Quantize,
+    scale_dtype: torch.dtype,
+) -> Tensor | None:
+    """Factors [count] for the source of a fold, None where nothing beats the identity.
+
+    weights: float32 [out, in] of each of the fold's Linears.
+    """
+    readers = [
+        _Reader(weights[name][:: -(-len(weights[name]) // _SAMPLED_ROWS)], inputs[name], schemes[name])
+        for name in fold.linears
+    ]
+    smooth = settings.transform == "smoothquant"
+    fixed = settings.strength if smooth and isinstance(settings.strength, float) else None
+    if fixed is not None:
+        return _smoothing(fold, readers, fixed)
+    if smooth:
+        candidates = [_smoothing(fold, readers, strength) for strength in _SMOOTHING]
+    else:
+        candidates = [
+            factors for strength in _STRENGTHS for factors in _activation_aware(fold, readers, strength)
+        ]
+
+    def loss(factors: Tensor | None, method: str) -> float:
+        columns = None if factors is None else spread(fold, factors)
+        return sum(_loss(reader, columns, method, scale_dtype) for reader in readers)
+
+    best = min(candidates, key=lambda factors: loss(factors, "minmax"))
+    return best if loss(best, settings.range) < loss(None, settings.range) else None
+
+
+def _activation_aware(fold: Fold, readers: Sequence[_Reader], strength: float) -> list[Tensor]:
+    """1 / s for AWQ's two rules: s = x^r, and s = x^r / w^(1 − r), with the root mean square x and the mean relative magnitude w."""
+    power = sum((reader.inputs.power for reader in readers), start=torch.zeros(1))
+    relative = torch.cat([reader.weight.abs() / reader.weight.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST) for reader in readers])
+    inputs = _by_row(fold, power, torch.mean).sqrt().clamp_(min=_SMALLEST)
+    weights = _by_row(fold, relative.mean(0), torch.mean).clamp_(min=_SMALLEST)
+    return [_centred(inputs**strength), _centred(inputs**strength / weights ** (1 - strength))]
+
+
+def _smoothing(fold: Fold, readers: Sequence[_Reader], strength: float) -> Tensor:
+    """1 / s for s = max|x|^α / max|w|^(1 − α)."""
+    inputs = torch.stack([reader.inputs.absmax for reader in readers]).amax(0)
+    weights = torch.cat([reader.weight for reader in readers]).abs().amax(0)
+    inputs, weights = (_by_row(fold, values, torch.amax).clamp_(min=_SMALLEST) for values in (inputs, weights))
+    return _centred(inputs**strength / weights ** (1 - strength))
+
+
+def _by_row(fold: Fold, columns: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """[in] → [count]: input channels that share a row of the source are one."""
+    return reduce(columns.view(-1, fold.repeats, fold.head_size), 1).flatten()
+
+
+def _centred(scales: Tensor) -> Tensor:
+    """Factors 1 / s, with s between reasonable bounds around 1."""
+    scales = scales / (scales.max() * scales.min()).sqrt()
+    return 1 / scales.clamp_(1e-4, 1e4)
+
+
+def _loss(reader: _Reader, columns: Tensor | None, method: str, scale_dtype: torch.dtype) -> float:
+    """Squared error of the outputs with the weight's columns divided by `columns` before they are quantized; None: left as they are."""
+    weight, scheme, inputs = reader.weight, reader.scheme, reader.inputs
+    columns = torch.ones(weight.shape[1]) if columns is None else columns
+    moved = weight / columns
+    power = inputs.power * columns.square()
+    quantized = find_grid(moved, scheme, method, power, scale_dtype).quantize(moved).dequantize()
+    if scheme.activations is None:
+        difference = quantized * columns - weight
+        if inputs.gram.dim() == 1:
+            return float((difference.square() * inputs.gram).sum(dtype=torch.float64))
+        return output_error(difference, inputs.gram)
+    sample = inputs.sample * columns
+    scale = calibrate([sample], scheme.activations, "minmax", scale_dtype) if scheme.activations.calibrated else None
+    outputs = quantize_inputs(sample, scheme.activations, scale) @ quantized.T
+    return float((outputs - inputs.sample @ weight.T).square().sum(dtype=torch.float64))
+
+
+def fold_into(layer: nn.Module, row: Architecture, fold: Fold, factors: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Move factors into a layer; returns the tensors that changed and are no quantized weights, by name within the layer, in a dtype."""
+    source = layer.get_submodule(row.module_path(fold.source))
+    if not isinstance(source, nn.Linear):
+        before = source.weight + fold.offset
+        after = (before * factors - fold.offset).to(dtype).float() + fold.offset
+        factors = torch.where((before == 0) | (after == 0), 1.0, after / before)
+    apply_fold(layer, row, fold, factors)
+    names = [f"{fold.source}.bias", *(f"{name}.weight" for name in fold.others)]
+    if not isinstance(source, nn.Linear):
+        names.append(f"{fold.source}.weight")
+    state = layer.state_dict()
+    changed: dict[str, Tensor] = {}
+    for name in names:
+        if (path := row.module_path(name)) in state:
+            changed[name] = state[path].to(dtype)
+            state[path].copy_(changed[name])
+    return changed
