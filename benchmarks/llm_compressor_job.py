@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import time
 from pathlib import Path
 
@@ -61,6 +61,12 @@ def read_tokens(path: Path) -> torch.Tensor:
     return tokens
 
 
+def peak_memory_bytes() -> int:
+    """Of this process since its exec. getrusage's ru_maxrss would begin with what the process that started this one held."""
+    (kibibytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(kibibytes) * 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -90,7 +96,7 @@ def main() -> None:
         shuffle_calibration_samples=False,
     )
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes()
     model.save_pretrained(arguments.output, save_compressed=True)
     tokenizer.save_pretrained(arguments.output)
     print(json.dumps({"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -145,10 +145,16 @@ def run_job(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         quantize_model(checkpoint, tokens, settings, store, Progress())
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_memory_bytes()
         quantized = store.read_all(checkpoint.shape.layers + 1)
         EXPORTS[arguments.export](checkpoint, quantized, settings, arguments.output)
     print(json.dumps({"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)
+
+
+def peak_memory_bytes() -> int:
+    """Of this process since its exec. getrusage's ru_maxrss would begin with what the process that started this one held."""
+    (kibibytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    return int(kibibytes) * 1024
 
 
 def write_dequantized(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,23 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     apply_quantization_config,
 )
-from quantizers import Turn, parse, plain_text, quantize_ragged_groups, transformers_runs, turns, windows
+from quantizers import (
+    Turn,
+    parse,
+    peak_memory_bytes,
+    plain_text,
+    quantize_ragged_groups,
+    transformers_runs,
+    turns,
+    windows,
+)
 from safetensors.torch import load_file, save_file
 from shuffled_model import shuffle_channels
 from transformers import AutoModelForCausalLM
 
 from assay.files import read_json
+
+BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
 
 
 def test_a_shuffled_model_computes_the_same(tmp_path: Path, make_model: Callable[..., Path]) -> None:
@@ -117,3 +129,12 @@ def test_a_ragged_last_group_has_a_scale_of_its_own() -> None:
     expected = torch.cat(rounded, -1)
     assert not torch.equal(expected, inputs)
     torch.testing.assert_close(model[0](inputs), torch.nn.functional.linear(expected, model[0].weight))
+
+
+def test_peak_memory_is_the_processs_own() -> None:
+    import_only = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import quantizers; print(quantizers.peak_memory_bytes())"
+    )
+    block = bytearray(b"x") * (256 << 20)
+    child = subprocess.run([sys.executable, "-c", import_only, BENCHMARKS], check=True, capture_output=True, text=True)
+    assert int(child.stdout) < 128 << 20 < len(block) <= peak_memory_bytes()

@@ -290,6 +290,168 @@ def test_a_damaged_model_is_no_fault_of_the_recipe(recipe_at: Callable[..., Path
 
 
 def test_a_scheme_of_fixed_groups_names_the_linears_that_they_do_not_divide(problems: Check) -> None:
-    (problem,) = problems("scheme: W4A16\n  group_size: 32", "scheme: FP8_BLOCK")
+    (problem,) = problems(
+        "scheme: W4A16\n  group_size: 32", "scheme: FP8_BLOCK", assignments=checkpoint("compressed-tensors")
+    )
     assert problem.message.startswith("FP8_BLOCK has one scale for every 128 inputs, which does not divide those of ")
     assert "another scheme in overrides" in problem.message
+
+
+HEAD = "    - {match: lm_head, scheme: W8A16}"
+
+
+def checkpoint(target: str) -> tuple[str, ...]:
+    return (f"target={{format: {target}}}", "evaluate.speed=[]")
+
+
+@pytest.mark.parametrize(
+    ("target", "old", "new", "line", "message"),
+    [
+        (
+            "onnxruntime-genai",
+            "scheme: W4A16\n  group_size: 32",
+            "scheme: FP8",
+            6,
+            "onnxruntime-genai cannot hold FP8; schemes that work: W4A16, W4A16_ASYM, W8A16. compressed-tensors takes FP8.",
+        ),
+        (
+            "awq",
+            "scheme: W4A16\n  group_size: 32",
+            "scheme: MXFP4",
+            6,
+            "awq cannot hold MXFP4; schemes that work: W4A16, W4A16_ASYM. compressed-tensors takes MXFP4.",
+        ),
+        (
+            "awq",
+            "lm_head, scheme: W8A16",
+            "lm_head, scheme: W4A16",
+            10,
+            "awq keeps lm_head in floats: most of its readers look for a plain lm_head.weight; compressed-tensors takes it.",
+        ),
+        (
+            "awq",
+            HEAD,
+            "    - {match: '*.1.mlp.down_proj', scheme: W4A16, group_size: 64}",
+            10,
+            "awq has one scheme and group size for all, but model.layers.1.mlp.down_proj would differ from "
+            "model.layers.0.self_attn.q_proj; compressed-tensors takes it.",
+        ),
+        (
+            "gptq",
+            "lm_head, scheme: W8A16",
+            "lm_head, scheme: W4A16_ASYM",
+            10,
+            "gptq has one scheme and group size for all, but lm_head would differ from model.layers.0.self_attn.q_proj; "
+            "compressed-tensors takes it.",
+        ),
+        (
+            "gptq",
+            HEAD,
+            "    - {match: '*.down_proj', scheme: none}",
+            10,
+            "gptq has no list of Linears that stay as they are, but model.layers.0.mlp.down_proj and 1 more would; "
+            "compressed-tensors takes it, and so does awq.",
+        ),
+        (
+            "modelopt",
+            HEAD,
+            "    - {match: lm_head, scheme: none}",
+            6,
+            "modelopt cannot hold W4A16; schemes that work: FP8, NVFP4. compressed-tensors takes W4A16.",
+        ),
+    ],
+)
+def test_what_a_format_cannot_say_is_refused_at_its_line(
+    problems: Check, target: str, old: str, new: str, line: int, message: str
+) -> None:
+    if target == "onnxruntime-genai":
+        found = problems(old, new)
+    else:
+        found = problems(old, new, assignments=checkpoint(target))
+    assert (line, message) in [(problem.line, problem.message) for problem in found]
+
+
+@pytest.mark.parametrize(("target", "packed"), [("awq", "100 outputs"), ("gptq", "100 outputs")])
+def test_words_that_are_not_filled_are_refused(problems: Check, target: str, packed: str) -> None:
+    shape = decoder_shape(CONFIG | {"intermediate_size": 100}, "here")
+    override = "    - {match: lm_head, scheme: none}"
+    found = problems(HEAD, override, shape, (*checkpoint(target), "quantize.group_size=channel"))
+    assert [problem.message for problem in found] == [
+        f"{target} packs codes into words of 32 bits, which the {packed} of model.layers.0.mlp.gate_proj do not fill; "
+        "compressed-tensors takes it."
+    ]
+    assert problems(HEAD, override, assignments=checkpoint(target)) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("awq", "has no place for the scales of a key/value cache"),
+        ("gptq", "has no place for the scales of a key/value cache"),
+        ("onnxruntime-genai", "keeps its key/value cache in floats"),
+        ("compressed-tensors", None),
+    ],
+)
+def test_a_quantized_cache_needs_a_place_for_its_scales(problems: Check, target: str, reason: str | None) -> None:
+    old, new = "  method: rtn", "  method: rtn\n  kv_cache: fp8"
+    found = problems(old, new, assignments=checkpoint(target))
+    wanted = [f"{target} {reason}; remove kv_cache, or compile for compressed-tensors."] if reason else []
+    assert [problem.message for problem in found if "kv_cache" in problem.message] == wanted
+    assert all(problem.line == 9 for problem in found if "kv_cache" in problem.message)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "engine", "reason"),
+    [
+        ("W8A8", "compressed-tensors", "tensorrt-llm", "would take the INT8 weights for FP8"),
+        (
+            "W4A16",
+            "compressed-tensors",
+            "tensorrt-llm",
+            "asks a compressed-tensors checkpoint how its activations are quantized",
+        ),
+        ("FP8", "compressed-tensors", "tensorrt-llm", "with one scale for the whole tensor; use target modelopt"),
+        ("FP8", "modelopt", "tensorrt-llm", None),
+        ("FP8", "compressed-tensors", "vllm", None),
+        ("W4A16", "gptq", "tensorrt-llm", "TensorRT-LLM loads no gptq checkpoints"),
+        ("W4A16", "gptq", "vllm", None),
+        ("W4A16_ASYM", "gptq", "vllm", "vLLM loads no gptq checkpoint with zero points of its own"),
+        ("W4A16_ASYM", "gptq", "sglang", "would take every zero point of gptq_v2 for one more than it is"),
+        ("W4A16_ASYM", "gptq", None, None),
+        ("W4A16_ASYM", "awq", "vllm", None),
+    ],
+)
+def test_what_an_engine_does_not_read_is_refused_at_its_name(
+    tmp_path: Path, scheme: str, target: str, engine: str | None, reason: str | None
+) -> None:
+    found = at_engine(tmp_path, scheme, target, engine, SHAPE)
+    assert len(found) == (reason is not None)
+    for problem in found:
+        assert problem.line == 8
+        assert problem.message.startswith(
+            f"{engine} cannot serve {scheme} (model.layers.0.self_attn.q_proj and 13 more) from "
+        )
+        assert reason is not None and reason in problem.message
+
+
+def test_blocks_that_are_not_whole_are_refused_for_vllm(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 64}
+    shape = decoder_shape(CONFIG | sizes, "here")
+    assert at_engine(tmp_path, "FP8_BLOCK", "compressed-tensors", "vllm", shape) == []
+    ragged = decoder_shape(CONFIG | sizes | {"num_key_value_heads": 1}, "here")
+    (problem,) = at_engine(tmp_path, "FP8_BLOCK", "compressed-tensors", "vllm", ragged)
+    assert problem.message == (
+        "vllm cannot serve FP8_BLOCK (model.layers.0.self_attn.k_proj and 3 more) from compressed-tensors: vLLM needs whole "
+        "blocks of 128 rows and columns; use FP8_DYNAMIC."
+    )
+    assert at_engine(tmp_path, "FP8_BLOCK", "compressed-tensors", "sglang", ragged) == []
+
+
+def at_engine(tmp_path: Path, scheme: str, target: str, engine: str | None, shape: DecoderShape) -> list[Problem]:
+    """Problems of a recipe of one scheme for one target and engine."""
+    text = RECIPE.replace("scheme: W4A16\n  group_size: 32", f"scheme: {scheme}").replace(f"  overrides:\n{HEAD}\n", "")
+    text = text.replace("{format: onnxruntime-genai}", f"{{format: {target}, engine: {engine or 'null'}}}")
+    text = re.sub(r"    - {metric: (decode|time).*\n", "", text)
+    (tmp_path / "engine.yaml").write_text(text)
+    recipe, document = load_recipe(tmp_path / "engine.yaml")
+    return list(shape_problems(recipe, shape, document))

@@ -144,7 +144,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "format: onnxruntime-genai",
             "format: tensorrt",
-            "14: target.format is 'tensorrt'; allowed: onnxruntime-genai, compressed-tensors.",
+            "14: target.format is 'tensorrt'; allowed: onnxruntime-genai, compressed-tensors, awq, gptq, modelopt.",
         ),
         (
             "metric: decode_tokens_per_second",

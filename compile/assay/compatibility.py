@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import get_args
 
@@ -9,11 +10,13 @@ from assay.errors import Problem, RecipeError, UsageError
 from assay.models.architectures import DecoderShape, LinearShape, decoder_shape
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.recipe import FixedScheme, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe
+from assay.recipe import CheckpointTarget, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe
 from assay.recipe_yaml import Document, Location
+from assay.targets import TARGETS
+from assay.targets.refusals import engine_refusals, format_refusals, split_product
 
 _GROUP_SIZES = (32, 64, 128)
-_FUSED_BY_ORT = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),)
+_FUSED_BY_ORT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> DecoderShape | None:
@@ -45,12 +48,13 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     if not assignment.schemes:
         problems.append(document.problem(("quantize", "overrides"), "the overrides leave nothing to quantize."))
     problems += _group_problems(recipe.quantize, assignment.schemes, shape, document)
+    problems += _target_problems(recipe, assignment.schemes, shape, document)
     if isinstance(recipe.target, OnnxRuntimeGenai):
-        problems += _genai_problems(recipe, document)
-        problems += _fused_problems("onnxruntime-genai computes", _FUSED_BY_ORT, assignment.schemes, shape, document)
+        names = split_product(shape, assignment.schemes, only=_FUSED_BY_ORT)
+        problems += _fused_problems("onnxruntime-genai computes", names, document)
     else:
-        engines = "serving engines such as vLLM compute"
-        problems += _fused_problems(engines, shape.architecture.linears, assignment.schemes, shape, document)
+        names = split_product(shape, assignment.schemes)
+        problems += _fused_problems("serving engines such as vLLM compute", names, document)
     for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):
         if shape.context_length and length > shape.context_length:
             message = f"length {length} exceeds the model's context of {shape.context_length} tokens."
@@ -97,42 +101,39 @@ def _group_problems(
     return problems
 
 
-def _genai_problems(recipe: Recipe, document: Document) -> list[Problem]:
-    """What onnxruntime-genai has no operator for on a CPU."""
-    problems: list[Problem] = []
-    settings = recipe.quantize
-    asked: list[tuple[Location, str]] = [(("quantize", "scheme"), settings.scheme)]
-    asked += [
-        (("quantize", "overrides", index, "scheme"), override.scheme)
-        for index, override in enumerate(settings.overrides)
+def _target_problems(
+    recipe: Recipe, schemes: dict[str, WeightScheme], shape: DecoderShape, document: Document
+) -> list[Problem]:
+    """What the target's format cannot say, and what the engine that is to serve it does not read."""
+    target, settings = recipe.target.format, recipe.quantize
+    problems = [
+        document.problem(_place(settings, refusal.module), refusal.message)
+        for refusal in format_refusals(target, shape, schemes)
     ]
-    for location, scheme in asked:
-        if scheme in get_args(FixedScheme):
-            works = ", ".join(get_args(GroupedScheme))
-            message = f"onnxruntime-genai has no kernel for {scheme}; schemes that work: {works}. compressed-tensors takes {scheme}."
-            problems.append(document.problem(location, message))
-    if settings.kv_cache is not None:
-        message = "onnxruntime-genai keeps its key/value cache in floats; remove kv_cache, or compile for compressed-tensors."
+    if settings.kv_cache is not None and (reason := TARGETS[target].no_kv_cache):
+        message = f"{target} {reason}; remove kv_cache, or compile for compressed-tensors."
         problems.append(document.problem(("quantize", "kv_cache"), message))
+    if isinstance(recipe.target, CheckpointTarget) and recipe.target.engine is not None:
+        refusals = engine_refusals(target, recipe.target.engine, shape, schemes)
+        problems += [document.problem(("target", "engine"), refusal.message) for refusal in refusals]
     return problems
 
 
-def _fused_problems(
-    who: str,
-    fused: tuple[tuple[str, ...], ...],
-    schemes: dict[str, WeightScheme],
-    shape: DecoderShape,
-    document: Document,
-) -> list[Problem]:
-    """At most one problem: the first Linears that are computed as one product and that differ in scheme."""
-    for layer in range(shape.layers):
-        for group in fused:
-            names = [f"{shape.architecture.layers}.{layer}.{name}" for name in group]
-            if len({schemes.get(name) for name in names}) > 1:
-                example = "*.self_attn.[qkv]_proj" if "q_proj" in group[0] else "*.mlp.[gu]*_proj"
-                message = (
-                    f"{who} {', '.join(names)} as one product, so they need the same scheme and group size; "
-                    f'let one override match all of them, e.g. "{example}".'
-                )
-                return [document.problem(("quantize", "overrides"), message)]
-    return []
+def _place(settings: Quantize, module: str) -> Location:
+    """Where the recipe says what a module's scheme is."""
+    for index, override in enumerate(settings.overrides):
+        if fnmatch.fnmatchcase(module, override.match):
+            return ("quantize", "overrides", index, "scheme")
+    return ("quantize", "scheme")
+
+
+def _fused_problems(who: str, names: tuple[str, ...], document: Document) -> list[Problem]:
+    """A problem when there are Linears that are computed as one product and that differ in scheme."""
+    if not names:
+        return []
+    example = "*.self_attn.[qkv]_proj" if names[0].endswith("q_proj") else "*.mlp.[gu]*_proj"
+    message = (
+        f"{who} {', '.join(names)} as one product, so they need the same scheme and group size; "
+        f'let one override match all of them, e.g. "{example}".'
+    )
+    return [document.problem(("quantize", "overrides"), message)]

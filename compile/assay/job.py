@@ -20,7 +20,6 @@ from assay.models.checkpoint import Checkpoint
 from assay.models.gguf_convert import convert_gguf
 from assay.models.source import HUB_PATTERNS, Located, locate
 from assay.recipe import Recipe
-from assay.targets import TARGETS
 from assay.text import Document, load_documents, texts_digest
 from assay.workspace import Stage, Workspace
 
@@ -62,7 +61,7 @@ class Job:
     @property
     def baseline_stage(self) -> Stage:
         facts = {
-            "code": code_digest(TARGETS[self.recipe.target.format].module, "assay.models"),
+            "code": code_digest("assay.targets", "assay.models"),
             "model": self.lock["model"]["digest"],
             "format": self.recipe.target.format,
             "tools": _some(self.lock["tools"], "transformers", "onnxruntime-genai", "onnx-ir", "torch"),

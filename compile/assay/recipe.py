@@ -24,6 +24,7 @@ FixedScheme = Literal[
 SchemeName = Literal[GroupedScheme, FixedScheme]
 GroupSize = Literal[32, 64, 128, "channel"]
 RangeName = Literal["minmax", "mse", "activation_weighted"]
+Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Length = Annotated[int, Field(ge=8, le=131072)]
 
@@ -123,7 +124,8 @@ class Scheme(Strict):
     ] = None
     range: RangeName = "activation_weighted"
     transform: Annotated[
-        Literal["none", "awq", "smoothquant"], Field(description="factors per channel that are moved into the module before")
+        Literal["none", "awq", "smoothquant"],
+        Field(description="factors per channel that are moved into the module before"),
     ] = "none"
     strength: Annotated[
         Annotated[float, Field(ge=0, le=1)] | Literal["search"] | None,
@@ -164,14 +166,44 @@ class OnnxRuntimeGenai(Strict):
     ] = 4
 
 
-class CompressedTensors(Strict):
-    """A flat Hugging Face directory in the compressed-tensors format."""
+class CheckpointTarget(Strict):
+    """A flat Hugging Face directory, which serving engines load."""
+
+    device: Literal["cpu"] = "cpu"
+    engine: Annotated[
+        Engine | None,
+        Field(description="what is to serve it: schemes that this engine is known not to read are refused"),
+    ] = None
+
+
+class CompressedTensors(CheckpointTarget):
+    """The format of vLLM's own tools: every scheme, different ones side by side."""
 
     format: Literal["compressed-tensors"]
-    device: Literal["cpu"] = "cpu"
 
 
-Target = Annotated[OnnxRuntimeGenai | CompressedTensors, Field(discriminator="format")]
+class AwqCheckpoint(CheckpointTarget):
+    """AutoAWQ's GEMM layout: 4-bit weights, whatever method chose them."""
+
+    format: Literal["awq"]
+
+
+class GptqCheckpoint(CheckpointTarget):
+    """AutoGPTQ's layout: 4- and 8-bit weights, whatever method chose them."""
+
+    format: Literal["gptq"]
+
+
+class ModelOptCheckpoint(CheckpointTarget):
+    """The format of NVIDIA's ModelOpt, TensorRT-LLM's own: 8- and 4-bit floats."""
+
+    format: Literal["modelopt"]
+
+
+Target = Annotated[
+    OnnxRuntimeGenai | CompressedTensors | AwqCheckpoint | GptqCheckpoint | ModelOptCheckpoint,
+    Field(discriminator="format"),
+]
 
 
 class KlDivergenceMetric(Strict):
@@ -374,16 +406,19 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         if part.scheme == "none":
             add((*location, "group_size"), "scheme none leaves the weights as they are; remove group_size.")
         else:
-            add((*location, "group_size"), f"the scheme {part.scheme} fixes which weights share a scale; remove group_size.")
+            add(
+                (*location, "group_size"),
+                f"the scheme {part.scheme} fixes which weights share a scale; remove group_size.",
+            )
     if recipe.quantize.strength is not None and recipe.quantize.transform != "smoothquant":
         add(("quantize", "strength"), "strength belongs to transform: smoothquant; remove it, or name that transform.")
     if recipe.model.revision and not recipe.model.source.startswith("hf:"):
         add(("model", "revision"), "only an hf: source has revisions; remove this line.")
-    if isinstance(recipe.target, CompressedTensors):
+    if isinstance(recipe.target, CheckpointTarget):
         for index, metric in enumerate(recipe.evaluate.speed):
             if metric.metric != "size_on_disk":
                 message = (
-                    f"{metric.metric} means nothing for compressed-tensors here: transformers, which evaluates it, computes with "
+                    f"{metric.metric} means nothing for {recipe.target.format} here: transformers, which evaluates it, computes with "
                     "dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured."
                 )
                 add(("evaluate", "speed", index), message)

@@ -51,7 +51,9 @@ def test_groups_of_a_token_have_their_own_scales() -> None:
     values = torch.tensor([[448.0, 1, 2, 3, 0.448, 0.001, 0.002, 0.003]])
     found = quantize_inputs(values, GROUP_FP8, None)
     np.testing.assert_allclose(found, values, rtol=0.07)
-    assert quantize_inputs(values, ActivationScheme("float", 8), None)[0, 5] == 2**-9, "the smallest step where the whole token has one scale"
+    assert quantize_inputs(values, ActivationScheme("float", 8), None)[0, 5] == 2**-9, (
+        "the smallest step where the whole token has one scale"
+    )
 
 
 def test_a_static_range_leaves_out_what_costs_more_than_it_is_worth() -> None:
@@ -73,5 +75,7 @@ def test_batches_without_tokens_are_no_reason_to_stop() -> None:
     empty = torch.zeros(0, 32)
     values = inputs()
     static = ActivationScheme("int", 8, static=True)
-    assert torch.equal(calibrate([empty, values], static, "mse", torch.float32), calibrate([values], static, "mse", torch.float32))
+    assert torch.equal(
+        calibrate([empty, values], static, "mse", torch.float32), calibrate([values], static, "mse", torch.float32)
+    )
     assert float(calibrate([empty], static, "mse", torch.float32)) > 0

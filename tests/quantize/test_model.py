@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from assay.models.checkpoint import Checkpoint
 from assay.progress import Progress
-from assay.quantize.model import accumulate, quantize_model
+from assay.quantize.model import Compared, accumulate, quantize_model
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.store import LayerStore, QuantizedModule
 from assay.recipe import Quantize
@@ -44,7 +44,7 @@ def test_statistics_are_sums_over_all_batches_and_the_drift_over_those_compared(
     generator = torch.Generator().manual_seed(1)
     quantized = [torch.randn(rows, 24, generator=generator) for rows in (50, 50, 13)]
     original = [batch + 0.1 * torch.randn(batch.shape, generator=generator) for batch in quantized]
-    found = accumulate(quantized, original[:compared])
+    found = accumulate(quantized, Compared(original[:compared]))
     seen = torch.cat(quantized).double()
     assert found.drift is not None
     np.testing.assert_allclose(found.gram, seen.T @ seen, rtol=1e-5, atol=1e-4)

@@ -1,5 +1,7 @@
 """Against tables of every value that a format has, and plain loops over them."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def test_every_value_goes_to_the_nearest_level_and_halves_to_the_even_code(name:
     scheme, positive = weight_scheme(name), TABLES[name]
     largest = positive[-1]
     rng = np.random.default_rng(1)
-    halves = [(one + other) / 2 for one, other in zip(positive, positive[1:], strict=False)]
+    halves = [(one + other) / 2 for one, other in itertools.pairwise(positive)]
     values = [*positive, *halves, *rng.uniform(0, 1.2 * largest, 500), *(largest * rng.uniform(0, 1, 500) ** 6), 1e6]
     values = np.float32([*values, *(-value for value in values)]).tolist()
 

@@ -12,8 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from assay.models.architectures import ARCHITECTURES
 from assay.models.checkpoint import Checkpoint
+from assay.models.experts import SeparateExperts
 from assay.progress import Progress
+from assay.quantize.activations import quantize_inputs
 from assay.quantize.model import quantize_model
 from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
 from assay.recipe import Recipe
@@ -35,6 +38,19 @@ def make_recipe(target: dict[str, Any], **quantize: Any) -> Recipe:
         "gate": {"kl_divergence": {"max": 0.1}},
     }
     return Recipe.model_validate_json(json.dumps(values))
+
+
+def with_linears(directory: Path) -> tuple[Any, dict[str, torch.nn.Linear]]:
+    """transformers' float32 model, with every expert's Linears in the place of fused ones, and all Linears by the Hub's names."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    row = ARCHITECTURES[type(model).__name__]
+    for name, module in list(model.named_modules()):
+        if row.experts and name.endswith(row.experts.path):
+            model.set_submodule(name, SeparateExperts.like(module))
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return model, {row.hub_name(name): module for name, module in linears.items()}
 
 
 class Bench:
@@ -97,13 +113,23 @@ class Bench:
 
     def expected_logits(self, recipe: Recipe, family: str, tokens: list[int]) -> NDArray[np.float32]:
         """What transformers' float32 model says with the quantizer's numbers as its weights."""
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(self._models(family), dtype=torch.float32).eval()
+        model, linears = with_linears(self._models(family))
         for name, module in self.modules(recipe, family).items():
             # A new parameter: the head of a tied model shares the embedding's, which stays as it is.
-            weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)
-            model.get_submodule(name).weight = weight
+            linears[name].weight = torch.nn.Parameter(module.weight.dequantize(), requires_grad=False)
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy()
+
+    def simulated_logits(self, recipe: Recipe, family: str, tokens: list[int]) -> NDArray[np.float32]:
+        """The same where activations are quantized, too: by our own rule."""
+        model, linears = with_linears(self._models(family))
+        for name, module in self.modules(recipe, family).items():
+            linears[name].weight.data = module.weight.dequantize()
+            linears[name].register_forward_pre_hook(
+                lambda _, inputs, scheme=module.weight.scheme.activations, scale=module.input_scale: quantize_inputs(
+                    inputs[0], scheme, scale
+                )
+            )
         with torch.no_grad():
             return model(torch.tensor([tokens])).logits[0].numpy()
 

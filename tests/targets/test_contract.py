@@ -23,17 +23,45 @@ from assay_evals.runtimes.base import open_runtime
 COMPRESSED = {"format": "compressed-tensors"}
 GENAI = {"format": "onnxruntime-genai", "accuracy_level": 0}
 # Its model builder takes 10 s for each family: slow.
-TARGET_ROWS = [
-    pytest.param(COMPRESSED, id="compressed-tensors"),
-    pytest.param(GENAI, id="onnxruntime-genai", marks=pytest.mark.slow),
-]
+GENAI_ROW = pytest.param(GENAI, id="onnxruntime-genai", marks=pytest.mark.slow)
+COMPRESSED_ROW = pytest.param(COMPRESSED, id="compressed-tensors")
+AWQ_ROW, GPTQ_ROW, MODELOPT_ROW = (pytest.param({"format": name}, id=name) for name in ("awq", "gptq", "modelopt"))
+MIXING_ROWS = [COMPRESSED_ROW, GENAI_ROW]
+INTEGER_ROWS = [*MIXING_ROWS, AWQ_ROW, GPTQ_ROW]
+TARGET_ROWS = [*INTEGER_ROWS, MODELOPT_ROW]
 FAMILY_ROWS = ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("mistral", "qwen2", "qwen3"))]
+# Those that only checkpoints are written for here.
+OTHER_FAMILIES = [
+    pytest.param(family, marks=pytest.mark.slow)
+    for family in ("mixtral", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "granite", "olmo2", "smollm3")
+]
 SCHEMES = ["W4A16", "W4A16_ASYM", "W8A16"]
 GROUPS = [32, pytest.param(64, marks=pytest.mark.slow), "channel"]
 HEADS: dict[str, list[dict[str, Any]]] = {
     "float head": [],
     "8-bit head": [{"match": "lm_head", "scheme": "W8A16"}],
+    "asymmetric head": [{"match": "lm_head", "scheme": "W4A16_ASYM"}],
 }
+# As much as a target can hold at once.
+RICH: dict[str, dict[str, Any]] = {
+    "compressed-tensors": {"scheme": "W4A16_ASYM", "overrides": HEADS["8-bit head"]},
+    "onnxruntime-genai": {"scheme": "W4A16_ASYM", "overrides": HEADS["8-bit head"]},
+    "awq": {"scheme": "W4A16_ASYM"},
+    "gptq": {"scheme": "W4A16_ASYM", "overrides": HEADS["asymmetric head"]},
+    "modelopt": {"scheme": "NVFP4", "group_size": None},
+}
+# The heads that there may be beside these schemes of the layers.
+COMBINATIONS = [
+    *((row, scheme, head) for row in MIXING_ROWS for scheme in SCHEMES for head in ("float head", "8-bit head")),
+    *((AWQ_ROW, scheme, "float head") for scheme in SCHEMES[:2]),
+    *((GPTQ_ROW, scheme, "float head") for scheme in SCHEMES),
+    (GPTQ_ROW, "W4A16_ASYM", "asymmetric head"),
+    (GPTQ_ROW, "W8A16", "8-bit head"),
+]
+CASES = [
+    pytest.param(*row.values, scheme, HEADS[head], marks=row.marks, id=f"{row.id}-{scheme}-{head}")
+    for row, scheme, head in COMBINATIONS
+]
 PROMPT = [5, 400, 17, 301, 77, 8, 9, 250, 33, 4, 511, 1]
 
 
@@ -41,11 +69,9 @@ def close_to(expected: np.ndarray, share: float) -> Any:
     return pytest.approx(expected, abs=share * float(np.abs(expected).max()), rel=0)
 
 
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("group_size", GROUPS)
-@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("family", FAMILY_ROWS)
-@pytest.mark.parametrize("target", TARGET_ROWS)
+@pytest.mark.parametrize(("target", "scheme", "head"), CASES)
 def test_an_artifact_holds_and_computes_the_quantizers_numbers(
     bench: Any,
     recipe_for: Callable[..., Recipe],
@@ -56,7 +82,18 @@ def test_an_artifact_holds_and_computes_the_quantizers_numbers(
     group_size: int | str,
     head: list[dict[str, Any]],
 ) -> None:
-    recipe = recipe_for(target, scheme=scheme, group_size=group_size, overrides=head)
+    check(bench, recipe_for(target, scheme=scheme, group_size=group_size, overrides=head), family)
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+@pytest.mark.parametrize("target", [COMPRESSED_ROW, AWQ_ROW, GPTQ_ROW])
+def test_every_other_family_is_held_and_computed(
+    bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any], family: str
+) -> None:
+    check(bench, recipe_for(target, **RICH[target["format"]]), family)
+
+
+def check(bench: Any, recipe: Recipe, family: str) -> None:
     directory, realization = bench.build(recipe, family)
     checkpoint, modules = bench.checkpoint(family), bench.modules(recipe, family)
 
@@ -92,12 +129,12 @@ def test_4_bit_symmetric_grids_of_the_matrix_are_turned_both_ways(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("target", TARGET_ROWS)
+@pytest.mark.parametrize("target", INTEGER_ROWS)
 def test_other_dtypes_of_the_source_are_just_as_exact(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any], dtype: str
 ) -> None:
     family = f"llama.{dtype}"
-    recipe = recipe_for(target, scheme="W4A16_ASYM", overrides=HEADS["8-bit head"])
+    recipe = recipe_for(target, **RICH[target["format"]])
     directory, _ = bench.build(recipe, family)
     runtime = open_runtime(TARGETS[recipe.target.format].runtime, directory)
     assert runtime.logits(PROMPT) == close_to(bench.expected_logits(recipe, family, PROMPT), 2e-6)
@@ -127,7 +164,7 @@ def test_two_builds_are_the_same_bytes(bench: Any, recipe_for: Callable[..., Rec
     def digests(directory: Path) -> dict[str, str]:
         return {path.name: sha256_file(path) for path in directory.iterdir()}
 
-    recipe = recipe_for(target, scheme="W4A16_ASYM", overrides=HEADS["8-bit head"])
+    recipe = recipe_for(target, **RICH[target["format"]])
     again = bench.fresh()
     bench.target(recipe).build_baseline(bench.checkpoint("llama"), again)
     assert digests(again) == digests(bench.baseline(recipe, "llama"))
@@ -140,7 +177,7 @@ def test_two_builds_are_the_same_bytes(bench: Any, recipe_for: Callable[..., Rec
 def test_the_tokenizer_is_the_sources_byte_for_byte(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
 ) -> None:
-    recipe = recipe_for(target)
+    recipe = recipe_for(target, **RICH[target["format"]])
     source = bench.checkpoint("llama").directory
     wanted = {name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).is_file()}
     assert "tokenizer.json" in wanted
@@ -155,14 +192,14 @@ def test_the_tokenizer_is_the_sources_byte_for_byte(
 def test_a_layer_that_stays_float_is_an_error(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
 ) -> None:
-    recipe = recipe_for(target)
+    recipe = recipe_for(target, **RICH[target["format"]])
     modules = bench.modules(recipe, "llama")
     del modules["model.layers.1.mlp.down_proj"]
-    with pytest.raises(AssayError, match=r"model.layers.1.mlp.down_proj was to be W4A16, but .* holds float weights"):
+    with pytest.raises(AssayError, match=r"model.layers.1.mlp.down_proj was to be \w+, but .* holds float weights"):
         bench.build(recipe, "llama", modules)
 
 
-@pytest.mark.parametrize("target", TARGET_ROWS)
+@pytest.mark.parametrize("target", MIXING_ROWS)
 def test_two_schemes_in_one_product_are_refused(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
 ) -> None:
@@ -176,7 +213,7 @@ def test_two_schemes_in_one_product_are_refused(
             bench.build(recipe, "llama")
 
 
-@pytest.mark.parametrize("target", TARGET_ROWS)
+@pytest.mark.parametrize("target", INTEGER_ROWS)
 def test_numbers_that_were_changed_after_quantizing_are_noticed(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any]
 ) -> None:
@@ -197,4 +234,4 @@ def test_every_target_and_every_family_has_its_row() -> None:
         return [getattr(row, "values", (row,))[0] for row in rows]
 
     assert {target["format"] for target in values(TARGET_ROWS)} == set(TARGETS)
-    assert set(values(FAMILY_ROWS)) == {row.model_type for row in ARCHITECTURES.values()}
+    assert set(values(FAMILY_ROWS + OTHER_FAMILIES)) == {row.model_type for row in ARCHITECTURES.values()}

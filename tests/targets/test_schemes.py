@@ -119,6 +119,13 @@ def test_the_oracle_computes_as_we_simulate(
     np.testing.assert_allclose(runtime.decode_logits(PROMPT, 6), ours[6:], atol=5e-2 * float(np.abs(ours).max()))
 
 
+def test_the_oracle_quantizes_what_each_expert_is_given(bench: Any, recipe_for: Callable[..., Recipe]) -> None:
+    recipe = recipe_for(FORMAT, scheme="FP8_DYNAMIC", group_size=None)
+    ours = bench.simulated_logits(recipe, "mixtral", PROMPT)
+    found = open_runtime("transformers", bench.artifact(recipe, "mixtral")).logits(PROMPT)
+    np.testing.assert_allclose(found, ours, atol=2e-3 * float(np.abs(ours).max()))
+
+
 @pytest.mark.parametrize(("scheme", "preset"), PRESETS.items())
 def test_arguments_are_those_of_the_preset_of_that_name(scheme: str, preset: str | None) -> None:
     arguments = arguments_of(weight_scheme(scheme)) | {"targets": ["Linear"]}
@@ -131,7 +138,16 @@ def test_arguments_are_those_of_the_preset_of_that_name(scheme: str, preset: str
     for part in ("weights", "input_activations"):
         one, other = getattr(found, part), getattr(theirs, part)
         assert (one is None) == (other is None), part
-        for key in ("num_bits", "type", "symmetric", "strategy", "dynamic", "group_size", "block_structure", "scale_dtype"):
+        for key in (
+            "num_bits",
+            "type",
+            "symmetric",
+            "strategy",
+            "dynamic",
+            "group_size",
+            "block_structure",
+            "scale_dtype",
+        ):
             assert one is None or getattr(one, key) == getattr(other, key), (part, key)
 
 

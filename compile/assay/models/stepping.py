@@ -22,7 +22,9 @@ class SteppedLayer:
     ) -> None:
         """arguments: the layer's keyword arguments for each batch."""
         self._scheduler = getcurrent()
-        self._handles = [layer.get_submodule(name).register_forward_pre_hook(self._pause(name)) for name in stops]
+        self._handles = [
+            layer.get_submodule(name).register_forward_pre_hook(self._pause(name), prepend=True) for name in stops
+        ]
         self._runs = [
             greenlet(lambda batch=batch, given=given: _output(layer(batch, **given)))
             for batch, given in zip(batches, arguments, strict=True)

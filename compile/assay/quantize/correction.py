@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from assay.quantize.gptq import working_dtype
+
 _RIDGE = 0.1
 
 
@@ -21,7 +23,9 @@ def corrected(weight: Tensor, gram: Tensor, drift: Tensor, share: float) -> Tens
     ridge = _RIDGE * gram.diagonal().mean()
     if ridge == 0:
         return weight
-    damped = gram.double()
+    damped = gram.to(working_dtype(len(gram)), copy=True)
     damped.diagonal().add_(ridge)
-    step = torch.cholesky_solve((weight @ drift).double().T, torch.linalg.cholesky(damped)).T
-    return weight + share * step.float()
+    lower = torch.linalg.cholesky(damped)
+    del damped
+    step = torch.cholesky_solve((weight @ drift).to(lower.dtype).T, lower).T
+    return step.float().mul_(share).add_(weight)

@@ -18,6 +18,7 @@ from assay.quantize.weights import Grid, QuantizedWeight
 
 _BLOCK = 128
 _MAX_DAMPING = 1.0
+_FLOAT64_FEATURES = 4096
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,41 @@ def factorize(gram: Tensor, damping: float) -> Factor:
     """Invert and factor a Gram matrix (float32 [in, in]); raises damping tenfold until it succeeds, up to the mean diagonal."""
     dead = gram.diagonal() == 0
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    hessian = gram.double()[order][:, order]
-    diagonal = hessian.diagonal()
-    diagonal[dead[order]] = 1.0
-    mean = diagonal[~dead[order]].mean() if bool((~dead).any()) else torch.ones((), dtype=torch.float64)
+    diagonal = gram.diagonal()[order].to(working_dtype(len(gram)))
+    alive = ~dead[order]
+    mean = diagonal[alive].mean() if bool(alive.any()) else torch.ones((), dtype=diagonal.dtype)
+    # With the order reversed, H = U Uᵀ for an upper U, and the factor of H⁻¹ is U⁻¹: one factorization, no inverse of H.
+    reverse = order.flip(0)
     while damping <= _MAX_DAMPING:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        # With the order reversed, H = U Uᵀ for an upper U, and the factor of H⁻¹ is U⁻¹: one factorization, no inverse of H.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        hessian = gram[reverse][:, reverse].to(diagonal.dtype)
+        hessian.diagonal().copy_((torch.where(alive, diagonal, 1.0) + damping * mean).flip(0))
+        lower, failed = torch.linalg.cholesky_ex(hessian)
+        del hessian
         if not failed:
-            identity = torch.eye(len(lower), dtype=lower.dtype)
-            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-            return Factor(order, inverse.flip(0, 1).float(), dead, damping)
+            return Factor(order, invert_lower_(lower).float().flip(0, 1), dead, damping)
         damping *= 10
     raise AssayError(
         "the Gram matrix of a layer's inputs cannot be inverted even with damping 1.0: its calibration inputs are degenerate. "
         "Use more, or more varied, calibration text, or method: rtn."
     )
+
+
+def working_dtype(features: int) -> torch.dtype:
+    """What a Gram matrix of so many input channels is factored in: float64 where it costs little, else float32."""
+    return torch.float64 if features <= _FLOAT64_FEATURES else torch.float32
+
+
+def invert_lower_(lower: Tensor) -> Tensor:
+    """Invert a lower triangular matrix in place, block by block: a third of the work of solving for the identity, and no second matrix."""
+    size = len(lower)
+    if size <= _BLOCK:
+        return lower.copy_(torch.linalg.solve_triangular(lower, torch.eye(size, dtype=lower.dtype), upper=False))
+    half = size // 2
+    first, second, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    invert_lower_(first)
+    invert_lower_(second)
+    corner.copy_((second @ corner @ first).neg_())
+    return lower
 
 
 def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:

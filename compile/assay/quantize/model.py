@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -34,7 +34,7 @@ from assay.quantize.kv_cache import CacheRange
 from assay.quantize.ranges import find_grid
 from assay.quantize.schemes import ActivationScheme, WeightScheme, assign_schemes
 from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
-from assay.quantize.transforms import Surveyed, find_factors, fold_into
+from assay.quantize.transforms import Surveyed, Transformed, find_factors, fold_into
 from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
@@ -63,10 +63,27 @@ class Statistics:
     tokens: int
 
 
-def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None, seen: Seen | None = None) -> Statistics:
+@dataclass(frozen=True)
+class Compared:
+    """The float model's inputs of the first batches, [tokens, in] each, and what a transform multiplied their channels by since, [in]."""
+
+    inputs: Sequence[Tensor]
+    columns: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.inputs[index] if self.columns is None else self.inputs[index] * self.columns
+
+
+Seen = Callable[[Tensor], Tensor]
+
+
+def accumulate(quantized: Sequence[Tensor], original: Compared | None, seen: Seen | None = None) -> Statistics:
     """Statistics of inputs [tokens, in], in float32, batch by batch in order.
 
-    original: the float model's inputs of the first batches, or None.  seen: what the Linear makes of its inputs before it multiplies.
+    seen: what the Linear makes of its inputs before it multiplies.
     """
     features = quantized[0].shape[1]
     gram, moment = torch.zeros(features, features), torch.zeros(features, features)
@@ -80,16 +97,18 @@ def accumulate(quantized: Sequence[Tensor], original: Sequence[Tensor] | None, s
         if original is not None and index < len(original):
             moment.addmm_((original[index] - batch).T, batch)
             if index == len(original) - 1:
-                drift = Drift(moment, _symmetric(gram))
-    return Statistics(_symmetric(gram), drift, sum(len(batch) for batch in quantized))
+                drift = Drift(moment, _mirror_(gram.clone()))
+    return Statistics(_mirror_(gram), drift, sum(len(batch) for batch in quantized))
 
 
-Seen = Callable[[Tensor], Tensor]
-
-
-def _symmetric(lower: Tensor) -> Tensor:
-    """The symmetric matrix whose lower triangle is given."""
-    return lower.tril() + lower.tril(-1).T
+def _mirror_(lower: Tensor) -> Tensor:
+    """Copy what is below the diagonal to above it, block by block."""
+    for start in range(0, len(lower), _GRAM_BLOCK):
+        stop = start + _GRAM_BLOCK
+        block = lower[start:stop, start:stop]
+        block.copy_(block.tril() + block.tril(-1).T)
+        lower[start:stop, stop:].copy_(lower[stop:, start:stop].T)
+    return lower
 
 
 @dataclass
@@ -114,13 +133,13 @@ class _Quantizer:
         self,
         weights: Mapping[str, Tensor],
         inputs: Sequence[Tensor],
-        originals: Sequence[Tensor] | None,
+        compared: Compared | None,
         expert: bool = False,
     ) -> tuple[dict[str, QuantizedModule], list[str]]:
         """Quantize Linears that share an input. Returns them and notes on fallbacks.
 
-        weights: float32 [out, in] by full name.  inputs: what they are given, [tokens, in] for each batch; originals: in the float model.
-        expert: whether a router decides which tokens they see; the two models may then differ in their tokens, and no drift is measured.
+        weights: float32 [out, in] by full name.  inputs: what they are given, [tokens, in] for each batch.  compared: in the float model.
+        expert: whether a router decides which tokens they see.
         """
         alike: dict[ActivationScheme | None, list[str]] = {}
         for name in weights:
@@ -133,7 +152,7 @@ class _Quantizer:
                 if activations.calibrated:
                     input_scale = calibrate(inputs, activations, self.settings.range, self.scale_dtype)
                 seen = _quantizing(activations, input_scale)
-            statistics = accumulate(inputs, None if expert else originals, seen)
+            statistics = accumulate(inputs, compared, seen)
             few = expert and statistics.tokens < FEWEST_TOKENS_PER_INPUT * inputs[0].shape[1]
             if few:
                 notes.append(
@@ -164,9 +183,7 @@ class _Quantizer:
                 goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
             rows = [len(weights[name]) for name in names]
             pieces = [goal] if scheme.shared_by_fused else goal.split(rows)
-            grid = Grid.stack(
-                [find_grid(piece, scheme, method, power, self.scale_dtype) for piece in pieces]
-            )
+            grid = Grid.stack([find_grid(piece, scheme, method, power, self.scale_dtype) for piece in pieces])
             rounded = grid.quantize(goal) if factor is None else gptq(goal, grid, factor)
             start = 0
             for name, count in zip(names, rows, strict=True):
@@ -184,43 +201,46 @@ class _Quantizer:
         prefix, notes = layer.prefix, list[str]()
         groups = layer.groups(self.schemes)
         stops = [layer.path(group[0]) for group in groups]
-        original = None
+        original, unchanged = None, layer.float_twin(share=self.settings.transform == "none")
         if streams.original is not None:
-            unchanged = copy.deepcopy(layer.module)
             original = SteppedLayer(unchanged, stops, streams.original, calls(index, streams.original))
-        tensors: dict[str, Tensor] = {}
+        transformed = Transformed()
         if self.settings.transform != "none":
             few = streams.quantized[: math.ceil(SURVEYED_SHARE * len(streams.quantized))]
-            tensors, skipped = self.transform(layer, few, calls(index, few))
-            notes += skipped
+            transformed = self.transform(layer, few, calls(index, few))
         arguments, cache = calls(index, streams.quantized), None
         if self.settings.kv_cache is not None:
             cache = CacheRange()
             arguments = [given | {"past_key_values": cache} for given in arguments]
+        layer.quantize_inputs(self.schemes)
         quantized = SteppedLayer(layer.module, stops, streams.quantized, arguments)
         modules: dict[str, QuantizedModule] = {}
         for group, stop in zip(groups, stops, strict=True):
             weights = {f"{prefix}.{name}": layer.linear(name).weight for name in group}
-            done, fallback = self.group(
-                weights, quantized.inputs(stop), original.inputs(stop) if original else None, layer.is_expert(group[0])
-            )
+            # A router decides which tokens an expert sees: the two models may differ in them, and no drift is measured.
+            expert, columns = layer.is_expert(group[0]), transformed.columns.get(group[0])
+            compared = None if original is None or expert else Compared(original.inputs(stop), columns)
+            done, fallback = self.group(weights, quantized.inputs(stop), compared, expert)
             for name in group:
-                _put(layer.linear(name), done[f"{prefix}.{name}"])
+                layer.put(name, done[f"{prefix}.{name}"])
             modules |= done
             notes += fallback
+            del weights
             quantized.resume()
             if original:
                 original.resume()
+            # A layer's weights are the most that a job holds: each leaves when all batches are past it.
+            for name in group:
+                for module in (layer.module, unchanged):
+                    module.get_submodule(layer.path(name)).weight = nn.Parameter(torch.empty(0), requires_grad=False)
         streams.quantized = quantized.outputs()
         if original:
             streams.original = original.outputs()
-        tensors |= cache.scales(f"{prefix}.self_attn", self.scale_dtype) if cache else {}
-        return QuantizedLayer(modules, tensors, tuple(notes))
+        scales = cache.scales(f"{prefix}.self_attn", self.scale_dtype) if cache else {}
+        return QuantizedLayer(modules, transformed.tensors | scales, (*transformed.notes, *notes))
 
-    def transform(
-        self, layer: _Layer, batches: list[Tensor], arguments: list[dict[str, Any]]
-    ) -> tuple[dict[str, Tensor], list[str]]:
-        """Move factors per channel into a layer. Returns the tensors that changed, by full name, and notes on folds that were skipped."""
+    def transform(self, layer: _Layer, batches: list[Tensor], arguments: list[dict[str, Any]]) -> Transformed:
+        """Move factors per channel into a layer."""
         shape = self.checkpoint.shape
         groups = shape.groups(layer.index)
         survey: dict[str, Surveyed] = {}
@@ -231,24 +251,27 @@ class _Quantizer:
             stepped.resume()
         stepped.outputs()
         schemes = {
-            name: self.schemes[full] for group in groups for name in group if (full := f"{layer.prefix}.{name}") in self.schemes
+            name: self.schemes[full]
+            for group in groups
+            for name in group
+            if (full := f"{layer.prefix}.{name}") in self.schemes
         }
-        tensors: dict[str, Tensor] = {}
-        notes: list[str] = []
+        result = Transformed()
         for fold in layer_folds(shape, layer.index):
             known = {name for group in groups for name in group}
             needed = [*fold.linears, *({fold.source} & known)]
             if left := [name for name in needed if name not in schemes]:
-                notes.append(
+                result.notes.append(
                     f"{layer.prefix}.{fold.source}: {self.settings.transform} was skipped, because {left[0]} is not quantized."
                 )
                 continue
             weights = {name: layer.linear(name).weight for name in fold.linears}
-            factors = find_factors(fold, weights, survey, schemes, self.settings, self.scale_dtype)
+            factors = find_factors(fold, weights, survey, schemes, settings=self.settings, scale_dtype=self.scale_dtype)
             if factors is not None:
-                changed = fold_into(layer.module, shape.architecture, fold, factors, self.scale_dtype)
-                tensors |= {f"{layer.prefix}.{name}": value for name, value in changed.items()}
-        return tensors, notes
+                changed, columns = fold_into(layer.module, shape.architecture, fold, factors, self.scale_dtype)
+                result.tensors |= {f"{layer.prefix}.{name}": value for name, value in changed.items()}
+                result.columns |= dict.fromkeys(fold.linears, columns)
+        return result
 
 
 Calls = Callable[[int, list[Tensor]], list[dict[str, Any]]]
@@ -286,8 +309,9 @@ def quantize_model(
         if head in quantizer.schemes:
             norm = decoder.final_norm()
             inputs = [norm(batch).flatten(0, 1) for batch in streams.quantized]
-            originals = [norm(batch).flatten(0, 1) for batch in streams.original] if streams.original else None
-            done, notes = quantizer.group({head: checkpoint.weight(head)}, inputs, originals)
+            originals = [norm(batch).flatten(0, 1) for batch in streams.original or ()]
+            compared = Compared(originals) if streams.original is not None else None
+            done, notes = quantizer.group({head: checkpoint.weight(head)}, inputs, compared)
             store.write(layers, QuantizedLayer(done, notes=tuple(notes)))
             advance()
 
@@ -302,17 +326,9 @@ def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams
         if (path := layer.path(name.removeprefix(f"{layer.prefix}."))) in state:
             state[path].copy_(value)
     for name, module in done.modules.items():
-        _put(layer.linear(name.removeprefix(f"{layer.prefix}.")), module)
+        layer.put(name.removeprefix(f"{layer.prefix}."), module)
+    layer.quantize_inputs({name: module.weight.scheme for name, module in done.modules.items()})
     streams.quantized = SteppedLayer(layer.module, (), streams.quantized, calls(index, streams.quantized)).outputs()
-
-
-def _put(linear: nn.Linear, module: QuantizedModule) -> None:
-    """Make a Linear compute as its quantized form does."""
-    linear.weight.data = module.weight.dequantize()
-    activations = module.weight.scheme.activations
-    if activations is not None:
-        seen = _quantizing(activations, module.input_scale)
-        linear.register_forward_pre_hook(lambda _module, inputs: (seen(inputs[0]), *inputs[1:]))
 
 
 def _quantizing(activations: ActivationScheme, input_scale: Tensor | None) -> Seen:
@@ -339,10 +355,39 @@ class _Layer:
     prefix: str
     index: int
     shape: DecoderShape
+    seen: dict[str, Seen] = field(default_factory=dict[str, Seen])
 
     @staticmethod
     def of(decoder: Decoder, index: int) -> _Layer:
         return _Layer(decoder.layer(index), decoder.layer_name(index), index, decoder.checkpoint.shape)
+
+    def float_twin(self, share: bool) -> nn.Module:
+        """The layer again. share: its weights have the same memory, so they must be replaced, never written to."""
+        shared = {
+            id(parameter): nn.Parameter(parameter.data, requires_grad=False) for parameter in self.module.parameters()
+        }
+        return copy.deepcopy(self.module, dict(shared) if share else {})
+
+    def put(self, name: str, module: QuantizedModule) -> None:
+        """Make a Linear compute as its quantized form does."""
+        self.linear(name).weight.data = module.weight.dequantize()
+        activations = module.weight.scheme.activations
+        if activations is not None:
+            self.seen[name] = _quantizing(activations, module.input_scale)
+
+    def quantize_inputs(self, schemes: Mapping[str, WeightScheme]) -> None:
+        """Let the Linears whose scheme says so quantize their inputs, once they are `put`.
+
+        Asked before the layer runs: PyTorch does not call hooks that are added while it waits in an earlier one.
+        """
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor | None]:
+            return lambda _module, inputs: self.seen[name](inputs[0]) if name in self.seen else None
+
+        for group in self.groups(schemes):
+            for name in group:
+                if schemes[f"{self.prefix}.{name}"].activations is not None:
+                    self.linear(name).register_forward_pre_hook(hook(name))
 
     def path(self, name: str) -> str:
         """Where transformers keeps what the checkpoint calls `name`, within the layer."""

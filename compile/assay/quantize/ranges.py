@@ -58,7 +58,9 @@ def find_grid(
     for rows in weight.split(_ROWS_AT_ONCE if scheme.block_rows else len(weight)):
         grouped = rows.reshape(len(rows), groups, in_features // groups)
         spans = (1.0,) if method == "minmax" else _spans(scheme)
-        scale, zero_point = _best_span(grouped, scheme, spans, importance, scale_dtype, global_scale)
+        scale, zero_point = _best_span(
+            grouped, scheme, spans, importance=importance, scale_dtype=scale_dtype, global_scale=global_scale
+        )
         scales.append(scale)
         zero_points.append(zero_point)
     return Grid(scheme, torch.cat(scales), torch.cat(zero_points), global_scale)
@@ -77,6 +79,7 @@ def _best_span(
     grouped: Tensor,
     scheme: WeightScheme,
     spans: tuple[float, ...],
+    *,
     importance: Tensor | None,
     scale_dtype: torch.dtype,
     global_scale: Tensor | None,

@@ -4,8 +4,8 @@
 `smoothquant` (Xiao et al. 2022, arXiv 2211.10438): outliers of the activations are moved into the weights, so that both fit 8 bits.
 
 Candidates are compared by the squared error of the Linears' outputs. With float activations that is tr(Δ XᵀX Δᵀ), which takes the Gram
-matrix of the inputs and no forward pass; with quantized ones the products of a sample of tokens are compared. The identity is always
-among the candidates of a search, and has to be beaten with the ranges that will be used in the end.
+matrix of the inputs and no forward pass; with quantized ones the products of a sample of tokens are compared. The best one then has to
+beat the identity with the ranges and the rounding that will be used in the end: GPTQ makes up for much of what factors are there for.
 
 Where a factor goes into a norm, the norm's weight is rounded to the checkpoint's dtype first and the factor follows from the rounded weight:
 what the layer computes does not change.
@@ -14,7 +14,7 @@ what the layer computes does not change.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,10 @@ from assay.models.architectures import Architecture
 from assay.models.folding import apply_fold, spread
 from assay.models.folds import Fold
 from assay.quantize.activations import calibrate, quantize_inputs
-from assay.quantize.gptq import output_error
+from assay.quantize.gptq import factorize, gptq, output_error
 from assay.quantize.ranges import find_grid
 from assay.quantize.schemes import WeightScheme
-from assay.recipe import Quantize
+from assay.recipe import Gptq, Quantize
 
 _STRENGTHS = tuple(0.05 * step for step in range(1, 21))
 _SMOOTHING = tuple(0.1 * step for step in range(1, 10))
@@ -75,6 +75,7 @@ def find_factors(
     weights: Mapping[str, Tensor],
     inputs: Mapping[str, Surveyed],
     schemes: Mapping[str, WeightScheme],
+    *,
     settings: Quantize,
     scale_dtype: torch.dtype,
 ) -> Tensor | None:
@@ -93,22 +94,23 @@ def find_factors(
     if smooth:
         candidates = [_smoothing(fold, readers, strength) for strength in _SMOOTHING]
     else:
-        candidates = [
-            factors for strength in _STRENGTHS for factors in _activation_aware(fold, readers, strength)
-        ]
+        candidates = [factors for strength in _STRENGTHS for factors in _activation_aware(fold, readers, strength)]
 
-    def loss(factors: Tensor | None, method: str) -> float:
+    def loss(factors: Tensor | None, method: str, damping: float | None) -> float:
         columns = None if factors is None else spread(fold, factors)
-        return sum(_loss(reader, columns, method, scale_dtype) for reader in readers)
+        return sum(_loss(reader, columns, method, damping, scale_dtype) for reader in readers)
 
-    best = min(candidates, key=lambda factors: loss(factors, "minmax"))
-    return best if loss(best, settings.range) < loss(None, settings.range) else None
+    best = min(candidates, key=lambda factors: loss(factors, "minmax", None))
+    damping = settings.damping if isinstance(settings, Gptq) else None
+    return best if loss(best, settings.range, damping) < loss(None, settings.range, damping) else None
 
 
 def _activation_aware(fold: Fold, readers: Sequence[_Reader], strength: float) -> list[Tensor]:
     """1 / s for AWQ's two rules: s = x^r, and s = x^r / w^(1 − r), with the root mean square x and the mean relative magnitude w."""
     power = sum((reader.inputs.power for reader in readers), start=torch.zeros(1))
-    relative = torch.cat([reader.weight.abs() / reader.weight.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST) for reader in readers])
+    relative = torch.cat(
+        [reader.weight.abs() / reader.weight.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST) for reader in readers]
+    )
     inputs = _by_row(fold, power, torch.mean).sqrt().clamp_(min=_SMALLEST)
     weights = _by_row(fold, relative.mean(0), torch.mean).clamp_(min=_SMALLEST)
     return [_centred(inputs**strength), _centred(inputs**strength / weights ** (1 - strength))]
@@ -133,13 +135,22 @@ def _centred(scales: Tensor) -> Tensor:
     return 1 / scales.clamp_(1e-4, 1e4)
 
 
-def _loss(reader: _Reader, columns: Tensor | None, method: str, scale_dtype: torch.dtype) -> float:
-    """Squared error of the outputs with the weight's columns divided by `columns` before they are quantized; None: left as they are."""
+def _loss(
+    reader: _Reader, columns: Tensor | None, method: str, damping: float | None, scale_dtype: torch.dtype
+) -> float:
+    """Squared error of the outputs with the weight's columns divided by `columns` before they are quantized; None: left as they are.
+
+    damping: of GPTQ, where the Gram matrix is known; None: rounding to nearest.
+    """
     weight, scheme, inputs = reader.weight, reader.scheme, reader.inputs
     columns = torch.ones(weight.shape[1]) if columns is None else columns
     moved = weight / columns
     power = inputs.power * columns.square()
-    quantized = find_grid(moved, scheme, method, power, scale_dtype).quantize(moved).dequantize()
+    grid = find_grid(moved, scheme, method, power, scale_dtype)
+    if damping is None or inputs.gram.dim() == 1:
+        quantized = grid.quantize(moved).dequantize()
+    else:
+        quantized = gptq(moved, grid, factorize(inputs.gram * columns * columns[:, None], damping)).dequantize()
     if scheme.activations is None:
         difference = quantized * columns - weight
         if inputs.gram.dim() == 1:
@@ -151,8 +162,25 @@ def _loss(reader: _Reader, columns: Tensor | None, method: str, scale_dtype: tor
     return float((outputs - inputs.sample @ weight.T).square().sum(dtype=torch.float64))
 
 
-def fold_into(layer: nn.Module, row: Architecture, fold: Fold, factors: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Move factors into a layer; returns the tensors that changed and are no quantized weights, by name within the layer, in a dtype."""
+@dataclass
+class Transformed:
+    """What transforms did to a layer: tensors that changed and are no quantized weights, by full name; what the input channels of Linears
+    were multiplied by, by name within the layer; and notes on folds that were skipped.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    columns: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def fold_into(
+    layer: nn.Module, row: Architecture, fold: Fold, factors: Tensor, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Move factors into a layer.
+
+    Returns the tensors that changed and are no quantized weights, by name within the layer, in a dtype; and what the input channels of
+    the fold's Linears are multiplied by since, float32 [in].
+    """
     source = layer.get_submodule(row.module_path(fold.source))
     if not isinstance(source, nn.Linear):
         before = source.weight + fold.offset
@@ -168,4 +196,4 @@ def fold_into(layer: nn.Module, row: Architecture, fold: Fold, factors: Tensor, 
         if (path := row.module_path(name)) in state:
             changed[name] = state[path].to(dtype)
             state[path].copy_(changed[name])
-    return changed
+    return changed, spread(fold, factors)

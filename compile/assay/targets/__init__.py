@@ -6,13 +6,16 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
+
+from assay.recipe import FixedScheme, GroupedScheme
 
 if TYPE_CHECKING:
+    from assay.models.architectures import DecoderShape
     from assay.models.checkpoint import Checkpoint
     from assay.quantize.store import QuantizedLayer
     from assay.recipe import Recipe
-    from assay.targets.realized import Realization
+    from assay.targets.realized import Realization, StoredLinear
 
 
 class TargetModule(Protocol):
@@ -33,19 +36,76 @@ class TargetModule(Protocol):
         """Write the quantized model, read it back, and tell what it really holds."""
         ...
 
+    def read_back(self, directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
+        """Every quantized Linear that a compiled directory holds, by module name."""
+        ...
+
 
 @dataclass(frozen=True)
 class TargetRow:
-    """module: where it is implemented.  runtime: what runs its artifacts.  baseline_dtype: what its unquantized weights are."""
+    """module: where it is implemented.  runtime: what runs its artifacts.  baseline_dtype: what its unquantized weights are.
+
+    What its format can say: schemes: those it can hold.  one_scheme: all quantized Linears have the same.  every_linear: those of the
+    layers are all quantized.  float_head: the head is not.  words: codes fill int32 words along these sides of a weight.
+    no_kv_cache: why the key/value cache cannot be quantized; empty where it can.
+    """
 
     module: str
     runtime: str
     baseline_dtype: str
+    schemes: tuple[str, ...]
+    one_scheme: bool = False
+    every_linear: bool = False
+    float_head: bool = False
+    words: tuple[Literal["outputs", "inputs"], ...] = ()
+    no_kv_cache: str = ""
 
+
+_SOURCE = "as the source"
+_NO_PLACE = "has no place for the scales of a key/value cache"
 
 TARGETS = {
-    "onnxruntime-genai": TargetRow("assay.targets.onnxruntime_genai", "onnxruntime-genai", "float32"),
-    "compressed-tensors": TargetRow("assay.targets.compressed_tensors", "transformers", "as the source"),
+    "onnxruntime-genai": TargetRow(
+        "assay.targets.onnxruntime_genai",
+        "onnxruntime-genai",
+        "float32",
+        get_args(GroupedScheme),
+        no_kv_cache="keeps its key/value cache in floats",
+    ),
+    "compressed-tensors": TargetRow(
+        "assay.targets.compressed_tensors",
+        "transformers",
+        _SOURCE,
+        (*get_args(GroupedScheme), *get_args(FixedScheme)),
+    ),
+    "awq": TargetRow(
+        "assay.targets.awq",
+        "transformers",
+        _SOURCE,
+        ("W4A16", "W4A16_ASYM"),
+        one_scheme=True,
+        float_head=True,
+        words=("outputs",),
+        no_kv_cache=_NO_PLACE,
+    ),
+    "gptq": TargetRow(
+        "assay.targets.gptq",
+        "transformers",
+        _SOURCE,
+        get_args(GroupedScheme),
+        one_scheme=True,
+        every_linear=True,
+        words=("outputs", "inputs"),
+        no_kv_cache=_NO_PLACE,
+    ),
+    "modelopt": TargetRow(
+        "assay.targets.modelopt",
+        "transformers",
+        _SOURCE,
+        ("FP8", "NVFP4"),
+        one_scheme=True,
+        float_head=True,
+    ),
 }
 
 

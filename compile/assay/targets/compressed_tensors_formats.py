@@ -20,6 +20,7 @@ from assay.quantize.packing import pack, unpack
 from assay.quantize.schemes import ActivationScheme, WeightScheme
 from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
+from assay.targets.words import pack_words, unpack_words
 
 _E8M0_BIAS = 127
 _SCALE_DTYPES = {"e4m3": "torch.float8_e4m3fn", "e8m0": "torch.uint8"}
@@ -106,7 +107,7 @@ def pack_module(module: QuantizedModule, dtype: torch.dtype) -> dict[str, Tensor
     tensors: dict[str, Tensor] = {}
     written = format_of(scheme)
     if written == "pack-quantized":
-        tensors["weight_packed"] = _int32(pack(weight.codes, scheme.bits))
+        tensors["weight_packed"] = pack_words(weight.codes, scheme.bits)
         tensors["weight_shape"] = torch.tensor(weight.codes.shape, dtype=torch.int64)
         if weight.zero_points is not None:
             tensors["weight_zero_point"] = _pack_rows(weight.zero_points, scheme.bits)
@@ -137,7 +138,7 @@ def unpack_module(read: Callable[[str], Tensor], scheme: WeightScheme, linear: L
     rows, columns = linear.out_features, linear.in_features
     written, zero_points, global_scale = format_of(scheme), None, None
     if written == "pack-quantized":
-        codes = unpack(_as(torch.uint8, read("weight_packed")), scheme.bits, columns)
+        codes = unpack_words(read("weight_packed"), scheme.bits, columns)
         zero_points = None if scheme.symmetric else _unpack_rows(read("weight_zero_point"), scheme.bits, rows)
     elif written == "int-quantized":
         codes = (read("weight").int() + scheme.symmetric_zero_point).to(torch.uint8)
@@ -157,21 +158,10 @@ def unpack_module(read: Callable[[str], Tensor], scheme: WeightScheme, linear: L
     return QuantizedWeight(scheme, codes, scales, zero_points, global_scale)
 
 
-def _int32(packed: Tensor) -> Tensor:
-    """uint8 [rows, bytes] → int32 [rows, ceil(bytes / 4)], little-endian, padded with zeros."""
-    padded = torch.nn.functional.pad(packed, (0, -packed.shape[1] % 4))
-    return _as(torch.int32, padded)
-
-
 def _pack_rows(values: Tensor, bits: int) -> Tensor:
     """uint8 [rows, groups] → int32 [ceil(rows · bits / 32), groups], packed along the rows."""
-    return _int32(pack(values.T.contiguous(), bits)).T.contiguous()
+    return pack_words(values.T.contiguous(), bits).T.contiguous()
 
 
 def _unpack_rows(packed: Tensor, bits: int, rows: int) -> Tensor:
-    return unpack(_as(torch.uint8, packed.T), bits, rows).T.contiguous()
-
-
-def _as(dtype: torch.dtype, values: Tensor) -> Tensor:
-    """The bytes of a matrix's rows as another dtype; by way of one dimension, because a single row may keep odd strides."""
-    return values.reshape(-1).view(dtype).view(len(values), -1)
+    return unpack_words(packed.T, bits, rows).T.contiguous()

@@ -1,15 +1,14 @@
 """Hugging Face directories, run by transformers on the CPU in float32: the oracle, exact and slow.
 
-compressed-tensors checkpoints are dequantized by the package compressed-tensors, in float32, so that the model's weights are
-exactly what the files say. transformers' own loading is no oracle (5.23 with compressed-tensors 0.20): with `dequantize=True` it
-multiplies in the scales' bfloat16 and reads every module by one group's scheme, without it it cannot read packed zero points.
+Quantized checkpoints are dequantized by dequantized.py, so that the model's weights are exactly what the files say. transformers' own
+loading is no oracle (5.23 with compressed-tensors 0.20): with `dequantize=True` it multiplies in the scales' bfloat16 and reads
+every module by one group's scheme, without it it cannot read packed zero points; AWQ and GPTQ it leaves to another package.
 
 Where a scheme quantizes activations or the key/value cache, so does the oracle, by compressed-tensors' own definition.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
-from assay.errors import AssayError, UsageError
+from assay.errors import AssayError
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
-
-_INPUTS = re.compile(r"\.input(_global)?_scale$")
-_CACHE = re.compile(r"\.layers\.(\d+)\..*\.([kv])_scale$")
+from assay_evals.runtimes.dequantized import dequantize
 
 
 class TransformersRuntime:
@@ -111,10 +107,10 @@ def _load(directory: Path) -> tuple[Any, dict[int, tuple[float, float]]]:
     logging.disable_progress_bar()
     config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    source, weights, quantization = directory, None, None
-    if getattr(config, "quantization_config", None) is not None:
-        source, quantization = None, _Quantization(directory)
-        weights = quantization.weights
+    source, weights, quantized = directory, None, None
+    if quantization := getattr(config, "quantization_config", None):
+        source, quantized = None, dequantize(directory, quantization)
+        weights = quantized.weights
         del config.quantization_config
     model, report = family.from_pretrained(
         source,
@@ -128,85 +124,7 @@ def _load(directory: Path) -> tuple[Any, dict[int, tuple[float, float]]]:
     # transformers makes up random weights for those that it does not find.
     if lost := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise ValueError(f"its tensors are not the model's: {', '.join(lost[:5])}")
-    if quantization is None:
+    if quantized is None:
         return model, {}
-    quantization.quantize_activations(model)
-    return model, quantization.cache_scales
-
-
-class _Quantization:
-    """A compressed-tensors checkpoint, as the package compressed-tensors reads it.
-
-    weights: every weight by name, the quantized ones dequantized in float32.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        try:
-            from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
-        except ImportError as error:
-            raise UsageError(
-                f"{directory}: to read it takes the package compressed-tensors ({error}): pip install compressed-tensors."
-            ) from error
-        tensors: dict[str, torch.Tensor] = {}
-        for path in sorted(directory.glob("*.safetensors")):
-            tensors |= load_file(path)
-        self._inputs = {name: tensors.pop(name).float() for name in list(tensors) if _INPUTS.search(name)}
-        cache = {
-            (int(match[1]), match[2]): float(tensors.pop(name))
-            for name in list(tensors)
-            if (match := _CACHE.search(name))
-        }
-        self.cache_scales = {layer: (cache[layer, "k"], cache[layer, "v"]) for layer, part in cache if part == "k"}
-        # It multiplies in the scales' dtype, and bfloat16 products are rounded; exponents and 8-bit floats stay what they are.
-        tensors = {
-            name: value.float() if name.endswith(".weight_scale") and value.is_floating_point() else value
-            for name, value in tensors.items()
-        }
-        modules = {name.rpartition(".")[0] for name in tensors}
-        # The package tells a Linear from an embedding by its class, which files do not have.
-        plain = [name for name in modules if f"{name}.weight_scale" not in tensors]
-        exact = {
-            f"{name}.weight": _exact_nvfp4(
-                *(tensors.pop(f"{name}.weight_{part}") for part in ("packed", "scale", "global_scale"))
-            )
-            for name in modules
-            if f"{name}.weight_global_scale" in tensors
-        }
-        dequantizer = CompressedTensorsDequantizer(directory, plain, torch.float32)
-        self._ignored, self._groups = dequantizer.quant_config.ignore, []
-        for group in dequantizer.quant_config.config_groups.values():
-            if group.input_activations is not None:
-                self._groups.append((group.targets, group.input_activations))
-        self.weights = dequantizer.validate(tensors) | exact
-
-    def quantize_activations(self, model: Any) -> None:
-        """Make every Linear whose scheme says so quantize its inputs first."""
-        from compressed_tensors.utils import match_named_modules
-
-        for targets, arguments in self._groups:
-            for name, module in match_named_modules(model, targets, self._ignored):
-                module.register_forward_pre_hook(self._hook(name, arguments))
-
-    def _hook(self, name: str, arguments: Any) -> Any:
-        from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-        from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
-
-        static, shared = self._inputs.get(f"{name}.input_scale"), self._inputs.get(f"{name}.input_global_scale")
-
-        def quantize(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            scale, zero_point = static, None
-            if arguments.dynamic:
-                scale, zero_point = compute_dynamic_scales_and_zp(inputs[0], arguments, module, shared)
-            return fake_quantize(inputs[0], scale, zero_point, arguments, shared)
-
-        return quantize
-
-
-def _exact_nvfp4(packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-    """float32 [out, in]; the package's own decompressor rounds the products to bfloat16, as no kernel does."""
-    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
-
-    rows, columns = packed.shape[0], 2 * packed.shape[1]
-    levels = unpack_fp4_from_uint8(packed, rows, columns, dtype=torch.float32)
-    scales = scale.float() / global_scale
-    return (levels.view(*scales.shape, -1) * scales[:, :, None]).view(rows, columns)
+    quantized.quantize_activations(model)
+    return model, quantized.cache_scales
