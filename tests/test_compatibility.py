@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from assay.compatibility import check_model, shape_problems
 from assay.errors import IntegrityError, Problem, RecipeError
 from assay.models.architectures import DecoderShape, decoder_shape
-from assay.recipe import load_recipe
+from assay.recipe import GroupedScheme, load_recipe
 
 RECIPE = """\
 version: 1
@@ -305,70 +306,60 @@ def checkpoint(target: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("target", "old", "new", "line", "message"),
+    ("target", "old", "new", "problem"),
     [
         (
             "onnxruntime-genai",
             "scheme: W4A16\n  group_size: 32",
             "scheme: FP8",
-            6,
-            "onnxruntime-genai cannot hold FP8; schemes that work: W4A16, W4A16_ASYM, W8A16. compressed-tensors takes FP8.",
+            "6: onnxruntime-genai cannot hold FP8; schemes that work: W4A16, W4A16_ASYM, W8A16. compressed-tensors takes FP8.",
         ),
         (
             "awq",
             "scheme: W4A16\n  group_size: 32",
             "scheme: MXFP4",
-            6,
-            "awq cannot hold MXFP4; schemes that work: W4A16, W4A16_ASYM. compressed-tensors takes MXFP4.",
+            "6: awq cannot hold MXFP4; schemes that work: W4A16, W4A16_ASYM. compressed-tensors takes MXFP4.",
         ),
         (
             "awq",
             "lm_head, scheme: W8A16",
             "lm_head, scheme: W4A16",
-            10,
-            "awq keeps lm_head in floats: most of its readers look for a plain lm_head.weight; compressed-tensors takes it.",
+            "10: awq keeps lm_head in floats: most of its readers look for a plain lm_head.weight; compressed-tensors takes it.",
         ),
         (
             "awq",
             HEAD,
             "    - {match: '*.1.mlp.down_proj', scheme: W4A16, group_size: 64}",
-            10,
-            "awq has one scheme and group size for all, but model.layers.1.mlp.down_proj would differ from "
+            "10: awq has one scheme and group size for all, but model.layers.1.mlp.down_proj would differ from "
             "model.layers.0.self_attn.q_proj; compressed-tensors takes it.",
         ),
         (
             "gptq",
             "lm_head, scheme: W8A16",
             "lm_head, scheme: W4A16_ASYM",
-            10,
-            "gptq has one scheme and group size for all, but lm_head would differ from model.layers.0.self_attn.q_proj; "
+            "10: gptq has one scheme and group size for all, but lm_head would differ from model.layers.0.self_attn.q_proj; "
             "compressed-tensors takes it.",
         ),
         (
             "gptq",
             HEAD,
             "    - {match: '*.down_proj', scheme: none}",
-            10,
-            "gptq has no list of Linears that stay as they are, but model.layers.0.mlp.down_proj and 1 more would; "
+            "10: gptq has no list of Linears that stay as they are, but model.layers.0.mlp.down_proj and 1 more would; "
             "compressed-tensors takes it, and so does awq.",
         ),
         (
             "modelopt",
             HEAD,
             "    - {match: lm_head, scheme: none}",
-            6,
-            "modelopt cannot hold W4A16; schemes that work: FP8, NVFP4. compressed-tensors takes W4A16.",
+            "6: modelopt cannot hold W4A16; schemes that work: FP8, NVFP4. compressed-tensors takes W4A16.",
         ),
     ],
 )
 def test_what_a_format_cannot_say_is_refused_at_its_line(
-    problems: Check, target: str, old: str, new: str, line: int, message: str
+    problems: Check, target: str, old: str, new: str, problem: str
 ) -> None:
-    if target == "onnxruntime-genai":
-        found = problems(old, new)
-    else:
-        found = problems(old, new, assignments=checkpoint(target))
-    assert (line, message) in [(problem.line, problem.message) for problem in found]
+    assignments = () if target == "onnxruntime-genai" else checkpoint(target)
+    assert problem in [f"{found.line}: {found.message}" for found in problems(old, new, assignments=assignments)]
 
 
 @pytest.mark.parametrize(("target", "packed"), [("awq", "100 outputs"), ("gptq", "100 outputs")])
@@ -427,7 +418,7 @@ def test_what_an_engine_does_not_read_is_refused_at_its_name(
     found = at_engine(tmp_path, scheme, target, engine, SHAPE)
     assert len(found) == (reason is not None)
     for problem in found:
-        assert problem.line == 8
+        assert problem.line == (9 if scheme.startswith("W4") else 8)
         assert problem.message.startswith(
             f"{engine} cannot serve {scheme} (model.layers.0.self_attn.q_proj and 13 more) from "
         )
@@ -449,9 +440,20 @@ def test_blocks_that_are_not_whole_are_refused_for_vllm(tmp_path: Path) -> None:
 
 def at_engine(tmp_path: Path, scheme: str, target: str, engine: str | None, shape: DecoderShape) -> list[Problem]:
     """Problems of a recipe of one scheme for one target and engine."""
-    text = RECIPE.replace("scheme: W4A16\n  group_size: 32", f"scheme: {scheme}").replace(f"  overrides:\n{HEAD}\n", "")
+    group_size = "  group_size: 32\n" if scheme in get_args(GroupedScheme) else ""
+    text = RECIPE.replace("scheme: W4A16\n  group_size: 32\n", f"scheme: {scheme}\n{group_size}")
+    text = text.replace(f"  overrides:\n{HEAD}\n", "")
     text = text.replace("{format: onnxruntime-genai}", f"{{format: {target}, engine: {engine or 'null'}}}")
     text = re.sub(r"    - {metric: (decode|time).*\n", "", text)
     (tmp_path / "engine.yaml").write_text(text)
     recipe, document = load_recipe(tmp_path / "engine.yaml")
     return list(shape_problems(recipe, shape, document))
+
+
+def test_a_family_that_the_builder_was_not_tried_with_is_refused(problems: Check) -> None:
+    shape = decoder_shape(CONFIG | {"architectures": ["GraniteForCausalLM"], "model_type": "granite"}, "here")
+    (problem,) = problems(shape=shape)
+    assert problem.line == 11
+    assert problem.message == (
+        "onnxruntime-genai takes models of type llama, mistral, qwen2, qwen3 here, not granite; compressed-tensors takes it."
+    )

@@ -95,6 +95,15 @@ def test_what_a_recipe_says_is_what_is_read(file: Path) -> None:
     assert list(recipe.gate.declared()) == ["kl_divergence", "decode_tokens_per_second"]
 
 
+@pytest.mark.parametrize("target", ["compressed-tensors", "awq", "gptq", "modelopt"])
+def test_a_checkpoint_may_name_the_engine_that_is_to_serve_it(file: Path, target: str) -> None:
+    text = changed("    - {metric: decode_tokens_per_second}", "    - {metric: size_on_disk}")
+    text = text.replace("  decode_tokens_per_second: {min_speedup: 1.5}\n", "")
+    silent = load(file, text.replace("onnxruntime-genai", target)).target
+    named = load(file, text.replace("onnxruntime-genai", f"{target}, engine: vllm")).target
+    assert (silent.format, silent.engine, named.engine) == (target, None, "vllm")
+
+
 METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_disk"
 
 
@@ -105,8 +114,8 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "  group_size: 64",
             "  groupsize: 64",
-            "10: unknown key 'groupsize' (did you mean 'group_size'?); allowed: scheme, group_size, range, overrides, "
-            "kv_cache, method, damping, correction.",
+            "10: unknown key 'groupsize' (did you mean 'group_size'?); allowed: scheme, group_size, range, transform, "
+            "strength, overrides, kv_cache, method, damping, correction.",
         ),
         (
             "publish:",
@@ -169,7 +178,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "target: {format: onnxruntime-genai}",
             "target: onnxruntime-genai",
-            "14: target is 'onnxruntime-genai'; it must be a mapping with keys from: format, device, accuracy_level.",
+            "14: target is 'onnxruntime-genai'; it must be a mapping with keys from: format, device, accuracy_level, engine.",
         ),
         (
             "{metric: decode_tokens_per_second}",
@@ -228,6 +237,17 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "{format: compressed-tensors}",
             "20: decode_tokens_per_second means nothing for compressed-tensors here: transformers, which evaluates it, computes "
             "with dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured.",
+        ),
+        (
+            "{format: onnxruntime-genai}",
+            "{format: awq}",
+            "20: decode_tokens_per_second means nothing for awq here: transformers, which evaluates it, computes "
+            "with dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured.",
+        ),
+        (
+            "{format: onnxruntime-genai}",
+            "{format: modelopt, engine: trtllm}",
+            "14: target.engine is 'trtllm' (did you mean 'tensorrt-llm'?); allowed: 'vllm', 'sglang' or 'tensorrt-llm'.",
         ),
         (
             "registry: artifacts/store",

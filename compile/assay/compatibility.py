@@ -41,7 +41,7 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         document.problem(
             ("quantize", "overrides", index, "match"),
             f"the override {recipe.quantize.overrides[index].match!r} matches no module; there are lm_head and, in each layer, "
-            f"{', '.join(name for group in shape.architecture.linears for name in group)}.",
+            f"{', '.join(shape.patterns)}.",
         )
         for index in assignment.unmatched
     ]
@@ -110,6 +110,12 @@ def _target_problems(
         document.problem(_place(settings, refusal.module), refusal.message)
         for refusal in format_refusals(target, shape, schemes)
     ]
+    families, family = TARGETS[target].families, shape.architecture.model_type
+    if families and family not in families:
+        message = (
+            f"{target} takes models of type {', '.join(families)} here, not {family}; compressed-tensors takes it."
+        )
+        problems.append(document.problem(("target", "format"), message))
     if settings.kv_cache is not None and (reason := TARGETS[target].no_kv_cache):
         message = f"{target} {reason}; remove kv_cache, or compile for compressed-tensors."
         problems.append(document.problem(("quantize", "kv_cache"), message))

@@ -253,3 +253,14 @@ def test_the_package_that_reads_quantized_checkpoints_is_named_when_it_is_absent
     monkeypatch.setitem(sys.modules, "compressed_tensors.entrypoints.convert", None)
     with pytest.raises(UsageError, match="pip install compressed-tensors"):
         open_runtime("transformers", directory)
+
+
+def test_a_format_that_is_not_known_here_is_named(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model("qwen3"), directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "hqq"}}))
+    with pytest.raises(
+        AssayError, match="no reader of quant_method hqq; this release has compressed-tensors, awq, gptq, modelopt"
+    ):
+        open_runtime("transformers", directory)

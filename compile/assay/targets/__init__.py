@@ -47,7 +47,8 @@ class TargetRow:
 
     What its format can say: schemes: those it can hold.  one_scheme: all quantized Linears have the same.  every_linear: those of the
     layers are all quantized.  float_head: the head is not.  words: codes fill int32 words along these sides of a weight.
-    no_kv_cache: why the key/value cache cannot be quantized; empty where it can.
+    no_kv_cache: why the key/value cache cannot be quantized; empty where it can.  families: the model types that can be compiled;
+    empty: all.
     """
 
     module: str
@@ -59,6 +60,7 @@ class TargetRow:
     float_head: bool = False
     words: tuple[Literal["outputs", "inputs"], ...] = ()
     no_kv_cache: str = ""
+    families: tuple[str, ...] = ()
 
 
 _SOURCE = "as the source"
@@ -71,6 +73,7 @@ TARGETS = {
         "float32",
         get_args(GroupedScheme),
         no_kv_cache="keeps its key/value cache in floats",
+        families=("llama", "mistral", "qwen2", "qwen3"),
     ),
     "compressed-tensors": TargetRow(
         "assay.targets.compressed_tensors",

@@ -70,6 +70,8 @@ def build_candidate(
         _check_source(node, names, checkpoint)
         _check_fused(names, chosen)
         _replace(model.graph, node, chosen, level)
+    for name, value in quantized.tensors.items():
+        _replace_tensor(model.graph, name, value, checkpoint)
     _keep_embedding(model.graph, checkpoint)
     destination.mkdir(parents=True, exist_ok=True)
     ir.save(model, destination / MODEL, external_data=DATA)
@@ -177,6 +179,17 @@ def _replace(graph: ir.Graph, node: ir.Node, weights: list[QuantizedWeight], acc
     graph.remove(node, safe=True)
     if old is not None and not old.uses():
         del graph.initializers[old.name or ""]
+
+
+def _replace_tensor(graph: ir.Graph, name: str, value: Tensor, checkpoint: Checkpoint) -> None:
+    """Put a tensor that a transform changed (a norm's weight) in the place of the checkpoint's, which has to be found there."""
+    held = graph.initializers.get(name)
+    if held is None or not np.array_equal(_constant(held).ravel(), checkpoint.stored(name).float().numpy().ravel()):
+        raise NotSupportedError(
+            f"onnxruntime-genai's builder keeps {name} in another form, so what the transform made of it cannot be put in its place. "
+            "Use transform: none, or compile for compressed-tensors."
+        )
+    held.const_value = ir.tensor(value.float().numpy().reshape(_constant(held).shape), name=name)
 
 
 def _keep_embedding(graph: ir.Graph, checkpoint: Checkpoint) -> None:

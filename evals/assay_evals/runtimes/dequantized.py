@@ -78,10 +78,10 @@ class _CompressedTensors:
                 packed, scale, global_scale = (tensors.pop(f"{name}.weight_{part}") for part in parts)
                 exact[f"{name}.weight"] = _nvfp4(packed, scale.float() / global_scale)
         dequantizer = CompressedTensorsDequantizer(directory, plain, torch.float32)
-        self._ignored, self._groups = dequantizer.quant_config.ignore, []
-        for group in dequantizer.quant_config.config_groups.values():
-            if group.input_activations is not None:
-                self._groups.append((group.targets, group.input_activations))
+        settings: Any = dequantizer.quant_config
+        self._ignored: list[str] = settings.ignore
+        groups = settings.config_groups.values()
+        self._groups = [(group.targets, group.input_activations) for group in groups if group.input_activations]
         self.weights = dequantizer.validate(tensors) | exact
 
     def quantize_activations(self, model: Any) -> None:
@@ -141,18 +141,14 @@ class _Integers:
 def _awq(_: Path, quantization: dict[str, Any], tensors: Tensors) -> Dequantized:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.entrypoints.convert import AutoAWQConverter
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from compressed_tensors.quantization import QuantizationScheme
 
     converter = AutoAWQConverter.from_autoawq_config(quantization)
-    grouped = quantization["group_size"] > 0
-    arguments = QuantizationArgs(
-        num_bits=quantization["bits"],
-        symmetric=False,
-        strategy="group" if grouped else "channel",
-        group_size=quantization["group_size"] if grouped else None,
-    )
-    scheme = QuantizationScheme(targets=["Linear"], weights=arguments, format="pack-quantized")
-    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    group_size = quantization["group_size"]
+    grouped = {"strategy": "group", "group_size": group_size} if group_size > 0 else {"strategy": "channel"}
+    weights = {"num_bits": quantization["bits"], "symmetric": False} | grouped
+    scheme = QuantizationScheme.model_validate({"targets": ["Linear"], "weights": weights, "format": "pack-quantized"})
+    compressor: Any = BaseCompressor.get_value_from_registry("pack-quantized")
 
     def weight(take: Callable[[str], Tensor]) -> Tensor:
         # It multiplies in the scales' dtype.
@@ -211,17 +207,21 @@ def _linears(model: Any) -> dict[str, nn.Module]:
 
 def _fake_quantize(arguments: Any, static: Tensor | None, shared: Tensor | None) -> Hook:
     """What makes a Linear's inputs those of the scheme; static: their scale; shared: the global scale over those of groups."""
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.lifecycle import forward
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    fake_quantize: Any = forward.fake_quantize
 
     def quantize(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         if not inputs[0].numel():
             # An expert that no token goes to.
             return inputs[0]
+        # Experts are given [tokens, features], of which it would not know what a token is.
+        values = inputs[0].view(1, -1, inputs[0].shape[-1])
         scale, zero_point = static, None
         if arguments.dynamic:
-            scale, zero_point = compute_dynamic_scales_and_zp(inputs[0], arguments, module, shared)
-        return fake_quantize(inputs[0], scale, zero_point, arguments, shared)
+            scale, zero_point = compute_dynamic_scales_and_zp(values, arguments, module, shared)
+        return fake_quantize(values, scale, zero_point, arguments, shared).view_as(inputs[0])
 
     return quantize
 
