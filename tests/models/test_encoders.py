@@ -24,6 +24,8 @@ from assay.models.folding import apply_fold
 from assay.models.folds import layer_folds
 from assay.models.stepping import SteppedLayer
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "vocab_size": 512,
     "hidden_size": 64,

@@ -17,6 +17,8 @@ from assay.models.decoder import Decoder
 from assay.models.folding import apply_fold, spread
 from assay.models.folds import Fold, layer_folds
 
+pytestmark = pytest.mark.slow
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {row.model_type: (row.model_type, {}) for row in ARCHITECTURES.values()}
 MODELS |= {
     "llama, biases everywhere": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),

@@ -18,6 +18,8 @@ from assay.quantize.model import quantize_model
 from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.recipe import Quantize
 
+pytestmark = pytest.mark.slow
+
 
 def settings(**values: Any) -> Quantize:
     return TypeAdapter(Quantize).validate_json(

@@ -22,6 +22,8 @@ from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.quantize.transforms import Surveyed, find_factors, fold_into
 from assay.recipe import Quantize
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS, TOKENS = 24, 64, 200
 FOLD = Fold("norm", ("one", "two"), COLUMNS)
 

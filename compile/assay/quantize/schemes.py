@@ -14,7 +14,7 @@ Kind = Literal["int", "float"]
 # (NVFP4), or a power of two (MXFP4, E8M0).
 ScaleFormat = Literal["float", "e4m3", "e8m0"]
 
-_LARGEST = {("float", 8): 448.0, ("float", 4): 6.0}
+_LARGEST: dict[tuple[str, int], float] = {("float", 8): 448.0, ("float", 4): 6.0}
 _SCALE_BITS = {"float": 16, "e4m3": 8, "e8m0": 8}
 
 
@@ -35,7 +35,8 @@ class ActivationScheme:
     @property
     def largest(self) -> float:
         """What the greatest magnitude of a scale's channels is mapped to."""
-        return _LARGEST.get((self.kind, self.bits), (2**self.bits - 1) / 2)
+        key = (self.kind, self.bits)
+        return _LARGEST[key] if key in _LARGEST else (2**self.bits - 1) / 2
 
     @property
     def calibrated(self) -> bool:

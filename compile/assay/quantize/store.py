@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,7 +128,7 @@ def _facts(modules: Mapping[str, QuantizedModule]) -> dict[Path, dict[str, Any]]
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(path: Path) -> Generator[None]:
     try:
         yield
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -183,7 +184,7 @@ def fold_into(
     """
     source = layer.get_submodule(row.module_path(fold.source))
     if not isinstance(source, nn.Linear):
-        before = source.weight + fold.offset
+        before = cast(Tensor, source.weight) + fold.offset
         after = (before * factors - fold.offset).to(dtype).float() + fold.offset
         factors = torch.where((before == 0) | (after == 0), 1.0, after / before)
     apply_fold(layer, row, fold, factors)
