@@ -59,8 +59,17 @@ COMBINATIONS = [
     (GPTQ_ROW, "W8A16", "8-bit head"),
 ]
 CASES = [
-    pytest.param(*row.values, scheme, HEADS[head], marks=row.marks, id=f"{row.id}-{scheme}-{head}")
+    pytest.param(
+        *row.values,
+        scheme,
+        HEADS[head],
+        family,
+        marks=[*row.marks, *([pytest.mark.slow] if family != "llama" else [])],
+        id=f"{row.id}-{scheme}-{head}-{family}",
+    )
     for row, scheme, head in COMBINATIONS
+    # The layouts of words know nothing of families.
+    for family in (("llama",) if row in (AWQ_ROW, GPTQ_ROW) else ("llama", "mistral", "qwen2", "qwen3"))
 ]
 PROMPT = [5, 400, 17, 301, 77, 8, 9, 250, 33, 4, 511, 1]
 
@@ -70,8 +79,7 @@ def close_to(expected: np.ndarray, share: float) -> Any:
 
 
 @pytest.mark.parametrize("group_size", GROUPS)
-@pytest.mark.parametrize("family", FAMILY_ROWS)
-@pytest.mark.parametrize(("target", "scheme", "head"), CASES)
+@pytest.mark.parametrize(("target", "scheme", "head", "family"), CASES)
 def test_an_artifact_holds_and_computes_the_quantizers_numbers(
     bench: Any,
     recipe_for: Callable[..., Recipe],
@@ -86,8 +94,14 @@ def test_an_artifact_holds_and_computes_the_quantizers_numbers(
 
 
 @pytest.mark.parametrize("family", OTHER_FAMILIES)
-@pytest.mark.parametrize("target", [COMPRESSED_ROW, AWQ_ROW, GPTQ_ROW])
-def test_every_other_family_is_held_and_computed(
+def test_every_other_family_is_held_and_computed(bench: Any, recipe_for: Callable[..., Recipe], family: str) -> None:
+    check(bench, recipe_for(COMPRESSED, **RICH["compressed-tensors"]), family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [AWQ_ROW, GPTQ_ROW])
+@pytest.mark.parametrize("family", ["mixtral", "phi3"])
+def test_experts_and_fused_linears_fit_other_layouts(
     bench: Any, recipe_for: Callable[..., Recipe], target: dict[str, Any], family: str
 ) -> None:
     check(bench, recipe_for(target, **RICH[target["format"]]), family)
