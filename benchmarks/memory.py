@@ -83,6 +83,7 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
     from assay.quantize.model import quantize_model
     from assay.quantize.store import LayerStore
     from assay.recipe import Quantize
+    from assay_evals.speed.worker import peak_memory_bytes
 
     torch.set_num_threads(cores())
     settings = TypeAdapter[Quantize](Quantize).validate_python(
@@ -95,8 +96,7 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, float]:
         quantize_model(Checkpoint(model), tokens, settings, LayerStore(Path(directory)), Progress())
         seconds = time.perf_counter() - started
     # Not ru_maxrss, which a process inherits from the one that started it.
-    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return {"seconds": round(seconds, 1), "peak_memory_bytes": int(peak.split()[1]) * 1024}
+    return {"seconds": round(seconds, 1), "peak_memory_bytes": peak_memory_bytes()}
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from assay_evals.speed.worker import peak_memory_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,12 +150,6 @@ def run_job(arguments: argparse.Namespace) -> None:
         quantized = store.read_all(checkpoint.shape.layers + 1)
         EXPORTS[arguments.export](checkpoint, quantized, settings, arguments.output)
     print(json.dumps({"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)
-
-
-def peak_memory_bytes() -> int:
-    """Of this process since its exec. getrusage's ru_maxrss would begin with what the process that started this one held."""
-    (kibibytes,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return int(kibibytes) * 1024
 
 
 def write_dequantized(

@@ -201,9 +201,10 @@ class _Quantizer:
         prefix, notes = layer.prefix, list[str]()
         groups = layer.groups(self.schemes)
         stops = [layer.path(group[0]) for group in groups]
-        original, unchanged = None, layer.float_twin(share=self.settings.transform == "none")
+        original, held = None, [layer.module]
         if streams.original is not None:
-            original = SteppedLayer(unchanged, stops, streams.original, calls(index, streams.original))
+            held.append(layer.float_twin(share=self.settings.transform == "none"))
+            original = SteppedLayer(held[-1], stops, streams.original, calls(index, streams.original))
         transformed = Transformed()
         if self.settings.transform != "none":
             few = streams.quantized[: math.ceil(SURVEYED_SHARE * len(streams.quantized))]
@@ -231,7 +232,7 @@ class _Quantizer:
                 original.resume()
             # A layer's weights are the most that a job holds: each leaves when all batches are past it.
             for name in group:
-                for module in (layer.module, unchanged):
+                for module in held:
                     module.get_submodule(layer.path(name)).weight = nn.Parameter(torch.empty(0), requires_grad=False)
         streams.quantized = quantized.outputs()
         if original:
@@ -257,8 +258,8 @@ class _Quantizer:
             if (full := f"{layer.prefix}.{name}") in self.schemes
         }
         result = Transformed()
+        known = {name for group in groups for name in group}
         for fold in layer_folds(shape, layer.index):
-            known = {name for group in groups for name in group}
             needed = [*fold.linears, *({fold.source} & known)]
             if left := [name for name in needed if name not in schemes]:
                 result.notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from assay.errors import IntegrityError
 from assay.files import atomic_path
+from assay.lazily import Lazily
 from assay.quantize.packing import pack, unpack
 from assay.quantize.schemes import ActivationScheme, WeightScheme
 from assay.quantize.weights import QuantizedWeight
@@ -93,38 +94,20 @@ class LayerStore:
             facts: dict[str, Any] = metadata["modules"]
             changed = [name for name in file.keys() if name.endswith(":tensor")]  # noqa: SIM118
             tensors = {name.removesuffix(":tensor"): file.get_tensor(name) for name in changed}
-            return QuantizedLayer(_Modules({path: facts}), tensors, tuple(metadata["notes"]))
+
+            def module(name: str) -> QuantizedModule:
+                with _damage(path), safe_open(path, framework="pt") as file:
+                    return _module(file, name, facts[name])
+
+            return QuantizedLayer(Lazily(facts, module), tensors, tuple(metadata["notes"]))
 
     def read_all(self, count: int) -> QuantizedLayer:
         """Every layer that is there, of `count`, as one."""
         layers = [self.read(index) for index in range(count) if self.holds(index)]
-        files = {path: facts for layer in layers for path, facts in _facts(layer.modules).items()}
+        holders = {name: layer.modules for layer in layers for name in layer.modules}
         tensors = {name: value for layer in layers for name, value in layer.tensors.items()}
-        return QuantizedLayer(_Modules(files), tensors, tuple(note for layer in layers for note in layer.notes))
-
-
-class _Modules(Mapping[str, QuantizedModule]):
-    """Modules that stay in their files until they are asked for: a large model's do not fit in memory together."""
-
-    def __init__(self, files: dict[Path, dict[str, Any]]) -> None:
-        self.files = files
-        self._paths = {name: path for path, facts in files.items() for name in facts}
-
-    def __getitem__(self, name: str) -> QuantizedModule:
-        path = self._paths[name]
-        with _damage(path), safe_open(path, framework="pt") as file:
-            return _module(file, name, self.files[path][name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
-def _facts(modules: Mapping[str, QuantizedModule]) -> dict[Path, dict[str, Any]]:
-    assert isinstance(modules, _Modules)
-    return modules.files
+        notes = tuple(note for layer in layers for note in layer.notes)
+        return QuantizedLayer(Lazily(holders, lambda name: holders[name][name]), tensors, notes)
 
 
 @contextmanager

@@ -39,6 +39,11 @@ class QuantizedWeight:
             self.scheme, self.codes[start:stop], self.scales[start:stop], zero_points, self.global_scale
         )
 
+    def e4m3_scales(self) -> Tensor:
+        """The scales as a scheme with a global scale stores them: E4M3 [out, groups]."""
+        assert self.global_scale is not None
+        return (self.scales * self.global_scale).to(torch.float8_e4m3fn)
+
     def dequantize(self) -> Tensor:
         """float32 [out, in]: exactly the numbers that a runtime computes with."""
         out_features, in_features = self.codes.shape

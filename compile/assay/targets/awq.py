@@ -9,47 +9,26 @@ Source: AutoAWQ 0.2, `awq/modules/linear/gemm.py`, WQLinear_GEMM.from_linear.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from assay.models.architectures import DecoderShape, LinearShape
-from assay.models.checkpoint import Checkpoint
+from assay.models.architectures import LinearShape
 from assay.quantize.schemes import WeightScheme
-from assay.quantize.store import QuantizedLayer, QuantizedModule
+from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
-from assay.recipe import Recipe
 from assay.targets.checkpoint_writer import (
     CheckpointFormat,
     Configuration,
     Contents,
     Read,
     build_baseline,
-    read_candidate,
-    write_candidate,
 )
-from assay.targets.realized import Realization, StoredLinear
 from assay.targets.words import pack_words, unpack_words
 
 __all__ = ["build_baseline", "build_candidate", "pack_module", "read_back"]
 
 _BITS = 4
 _ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
-
-
-def build_candidate(
-    checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
-) -> Realization:
-    """Write the quantized checkpoint and read it back; every number in it is one that the quantizer chose."""
-    del baseline
-    return write_candidate(_FORMAT, checkpoint, quantized, recipe, destination)
-
-
-def read_back(directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
-    """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
-    return read_candidate(_FORMAT, directory, shape)
 
 
 def pack_module(module: QuantizedModule, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -106,3 +85,4 @@ _FORMAT = CheckpointFormat(
     unpack=_unpack_module,
     half_scales=True,
 )
+build_candidate, read_back = _FORMAT.build_candidate, _FORMAT.read_back

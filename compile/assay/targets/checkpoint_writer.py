@@ -20,13 +20,13 @@ from torch import Tensor
 
 from assay.errors import AssayError
 from assay.files import readable_json
+from assay.lazily import Lazily
 from assay.models.architectures import DecoderShape, LinearShape
 from assay.models.checkpoint import INDEX, SINGLE, TOKENIZER_FILES, Checkpoint
 from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import QuantizedLayer, QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import Recipe
-from assay.targets.lazily import Lazily
 from assay.targets.realized import Realization, StoredLinear, verify
 from assay.targets.refusals import check_format
 
@@ -94,58 +94,59 @@ class CheckpointFormat:
     rendered: Callable[[QuantizedModule], QuantizedModule] = _exactly
     notes: Callable[[Iterable[WeightScheme]], tuple[str, ...]] = _nothing
 
+    def build_candidate(
+        self, checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
+    ) -> Realization:
+        """Write the quantized checkpoint and read it back; every number in it is what the format makes of the quantizer's."""
+        del baseline
+        shape = checkpoint.shape
+        assigned = assign_schemes(recipe.quantize, shape).schemes
+        check_format(self.name, shape, assigned)
+        dtype, notes = _scale_dtype(self, quantized.modules, checkpoint.weight_dtype)
+        _start(checkpoint, destination)
+        quantization = self.configure(Contents(shape, assigned, recipe.quantize.kv_cache is not None))
+        config = checkpoint.config | {"quantization_config": quantization}
+        if shape.architecture.head in assigned:
+            config["tie_word_embeddings"] = False
+        for name, content in ({"config.json": config} | dict(self.files(quantization))).items():
+            (destination / name).write_bytes(readable_json(content))
+        _save(_tensors(self, checkpoint, quantized, dtype), destination)
+        rendered = Lazily(quantized.modules, lambda name: self.rendered(quantized.modules[name]))
+        notes += self.notes(assigned.values())
+        return verify(shape, assigned, rendered, self.read_back(destination, shape), notes)
+
+    def read_back(self, directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
+        """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
+        config = json.loads((directory / "config.json").read_bytes())["quantization_config"]
+        files: dict[str, Path] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                files |= dict.fromkeys(file.keys(), path)
+        linears = {
+            linear.name: linear
+            for linear in shape.linears
+            if any(f"{linear.name}.{mark}" in files for mark in self.marks)
+        }
+
+        def read(name: str) -> Tensor:
+            if name not in files:
+                raise AssayError(f"{name} is missing from the compiled model.")
+            with safe_open(files[name], framework="pt") as file:
+                return file.get_tensor(name)
+
+        def stored(name: str) -> StoredLinear:
+            scheme = self.scheme_of(config, name)
+            weight = self.unpack(lambda suffix: read(f"{name}.{suffix}"), scheme, linears[name])
+            return StoredLinear(scheme.bits, weight.dequantize())
+
+        return Lazily(linears, stored)
+
 
 def build_baseline(checkpoint: Checkpoint, destination: Path) -> None:
     """Copy the unquantized checkpoint."""
     _start(checkpoint, destination)
     (destination / "config.json").write_bytes(readable_json(checkpoint.config))
     _save(((name, checkpoint.stored(name)) for name in sorted(checkpoint.files)), destination)
-
-
-def write_candidate(
-    form: CheckpointFormat, checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, destination: Path
-) -> Realization:
-    """Write the quantized checkpoint and read it back; every number in it is one that the quantizer chose."""
-    shape = checkpoint.shape
-    assigned = assign_schemes(recipe.quantize, shape).schemes
-    check_format(form.name, shape, assigned)
-    dtype, notes = _scale_dtype(form, quantized.modules, checkpoint.weight_dtype)
-    _start(checkpoint, destination)
-    quantization = form.configure(Contents(shape, assigned, recipe.quantize.kv_cache is not None))
-    config = checkpoint.config | {"quantization_config": quantization}
-    if shape.architecture.head in assigned:
-        config["tie_word_embeddings"] = False
-    for name, content in ({"config.json": config} | dict(form.files(quantization))).items():
-        (destination / name).write_bytes(readable_json(content))
-    _save(_tensors(form, checkpoint, quantized, dtype), destination)
-    rendered = Lazily(quantized.modules, lambda name: form.rendered(quantized.modules[name]))
-    notes += form.notes(assigned.values())
-    return verify(shape, assigned, rendered, read_candidate(form, destination, shape), notes)
-
-
-def read_candidate(form: CheckpointFormat, directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
-    """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
-    config = json.loads((directory / "config.json").read_bytes())["quantization_config"]
-    files: dict[str, Path] = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            files |= dict.fromkeys(file.keys(), path)
-    linears = {
-        linear.name: linear for linear in shape.linears if any(f"{linear.name}.{mark}" in files for mark in form.marks)
-    }
-
-    def read(name: str) -> Tensor:
-        if name not in files:
-            raise AssayError(f"{name} is missing from the compiled model.")
-        with safe_open(files[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    def stored(name: str) -> StoredLinear:
-        scheme = form.scheme_of(config, name)
-        weight = form.unpack(lambda suffix: read(f"{name}.{suffix}"), scheme, linears[name])
-        return StoredLinear(scheme.bits, weight.dequantize())
-
-    return Lazily(linears, stored)
 
 
 def _scale_dtype(

@@ -6,21 +6,14 @@ since 0.11 knows are written, because readers refuse keys they do not know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 
-from assay.models.architectures import DecoderShape
-from assay.models.checkpoint import Checkpoint
 from assay.quantize.schemes import WeightScheme
-from assay.quantize.store import QuantizedLayer
-from assay.recipe import Recipe
 from assay.targets.checkpoint_writer import (
     CheckpointFormat,
     Configuration,
     Contents,
     build_baseline,
-    read_candidate,
-    write_candidate,
 )
 from assay.targets.compressed_tensors_formats import (
     KV_CACHE,
@@ -30,7 +23,6 @@ from assay.targets.compressed_tensors_formats import (
     scheme_of,
     unpack_module,
 )
-from assay.targets.realized import Realization, StoredLinear
 
 __all__ = ["build_baseline", "build_candidate", "read_back"]
 
@@ -40,19 +32,6 @@ _ASYMMETRIC = (
     "transformers 5.23 with compressed-tensors 0.20 cannot load packed zero points by from_pretrained alone (it expects them "
     "unpacked); vLLM reads them, and so does compressed-tensors' own decompressor, which `assay` evaluates with."
 )
-
-
-def build_candidate(
-    checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
-) -> Realization:
-    """Write the quantized checkpoint and read it back; every number in it is one that the quantizer chose."""
-    del baseline
-    return write_candidate(_FORMAT, checkpoint, quantized, recipe, destination)
-
-
-def read_back(directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
-    """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
-    return read_candidate(_FORMAT, directory, shape)
 
 
 def _configure(contents: Contents) -> Configuration:
@@ -102,3 +81,4 @@ _FORMAT = CheckpointFormat(
     unpack=unpack_module,
     notes=_notes,
 )
+build_candidate, read_back = _FORMAT.build_candidate, _FORMAT.read_back

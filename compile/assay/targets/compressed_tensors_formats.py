@@ -120,7 +120,7 @@ def pack_module(module: QuantizedModule, dtype: torch.dtype) -> dict[str, Tensor
     if scheme.scale == "e8m0":
         tensors["weight_scale"] = (torch.frexp(scales).exponent - 1 + _E8M0_BIAS).to(torch.uint8)
     elif weight.global_scale is not None:
-        tensors["weight_scale"] = (scales * weight.global_scale).to(torch.float8_e4m3fn)
+        tensors["weight_scale"] = weight.e4m3_scales()
         tensors["weight_global_scale"] = weight.global_scale
     else:
         # One number for the whole tensor is a vector of one.

@@ -14,44 +14,25 @@ Source: GPTQModel 7.4, `nn_modules/qlinear/__init__.py`, pack_original, and `uti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from assay.errors import AssayError
-from assay.models.architectures import DecoderShape, LinearShape
-from assay.models.checkpoint import Checkpoint
+from assay.models.architectures import LinearShape
 from assay.quantize.schemes import WeightScheme
-from assay.quantize.store import QuantizedLayer, QuantizedModule
+from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
-from assay.recipe import Recipe
 from assay.targets.checkpoint_writer import (
     CheckpointFormat,
     Configuration,
     Contents,
     Read,
     build_baseline,
-    read_candidate,
-    write_candidate,
 )
-from assay.targets.realized import Realization, StoredLinear
 from assay.targets.words import pack_words, unpack_words
 
 __all__ = ["build_baseline", "build_candidate", "pack_module", "read_back"]
-
-
-def build_candidate(
-    checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
-) -> Realization:
-    """Write the quantized checkpoint and read it back; every number in it is one that the quantizer chose."""
-    del baseline
-    return write_candidate(_FORMAT, checkpoint, quantized, recipe, destination)
-
-
-def read_back(directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
-    """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
-    return read_candidate(_FORMAT, directory, shape)
 
 
 def pack_module(module: QuantizedModule, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -113,3 +94,4 @@ _FORMAT = CheckpointFormat(
     files=_files,
     half_scales=True,
 )
+build_candidate, read_back = _FORMAT.build_candidate, _FORMAT.read_back

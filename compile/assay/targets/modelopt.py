@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,23 +23,18 @@ from torch import Tensor
 
 from assay import __version__
 from assay.errors import AssayError
-from assay.models.architectures import DecoderShape, LinearShape
-from assay.models.checkpoint import Checkpoint
+from assay.models.architectures import LinearShape
 from assay.quantize.packing import pack, unpack
 from assay.quantize.schemes import WeightScheme, weight_scheme
-from assay.quantize.store import QuantizedLayer, QuantizedModule
+from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
-from assay.recipe import Recipe
 from assay.targets.checkpoint_writer import (
     CheckpointFormat,
     Configuration,
     Contents,
     Read,
     build_baseline,
-    read_candidate,
-    write_candidate,
 )
-from assay.targets.realized import Realization, StoredLinear
 
 __all__ = ["build_baseline", "build_candidate", "pack_module", "read_back", "rendered"]
 
@@ -49,19 +43,6 @@ _RECIPROCAL = (
     "modelopt stores the reciprocal of each NVFP4 global scale, rounded to float32: weights and inputs may differ from the "
     "quantizer's in the last bits of their scales, by less than one part in four million."
 )
-
-
-def build_candidate(
-    checkpoint: Checkpoint, quantized: QuantizedLayer, recipe: Recipe, baseline: Path, destination: Path
-) -> Realization:
-    """Write the quantized checkpoint and read it back; every number in it is what this format makes of the quantizer's."""
-    del baseline
-    return write_candidate(_FORMAT, checkpoint, quantized, recipe, destination)
-
-
-def read_back(directory: Path, shape: DecoderShape) -> Mapping[str, StoredLinear]:
-    """Every quantized Linear that a checkpoint directory holds, by module name, dequantized from the file's bytes when asked for."""
-    return read_candidate(_FORMAT, directory, shape)
 
 
 def pack_module(module: QuantizedModule, _: torch.dtype) -> dict[str, Tensor]:
@@ -76,7 +57,7 @@ def pack_module(module: QuantizedModule, _: torch.dtype) -> dict[str, Tensor]:
         }
     return {
         "weight": pack(weight.codes, 4),
-        "weight_scale": _stored_scales(weight.scales, weight.global_scale),
+        "weight_scale": weight.e4m3_scales(),
         "weight_scale_2": (1 / weight.global_scale).view(()),
         "input_scale": (1 / module.input_scale).view(()),
     }
@@ -87,17 +68,13 @@ def rendered(module: QuantizedModule) -> QuantizedModule:
     weight = module.weight
     if weight.global_scale is None:
         return module
-    scales = _stored_scales(weight.scales, weight.global_scale).float() * (1 / weight.global_scale)
+    scales = weight.e4m3_scales().float() * (1 / weight.global_scale)
     if not torch.allclose(scales, weight.scales, rtol=_LARGEST_DIFFERENCE, atol=0):
         raise AssayError(
             f"modelopt cannot hold these NVFP4 scales: they are no E4M3 values over the global scale {float(weight.global_scale):g}, "
             "or its reciprocal is not exact enough in float32. Compile for compressed-tensors, which stores that scale itself."
         )
     return replace(module, weight=replace(weight, scales=scales))
-
-
-def _stored_scales(scales: Tensor, global_scale: Tensor) -> Tensor:
-    return (scales * global_scale).to(torch.float8_e4m3fn)
 
 
 def _unpack_module(read: Read, scheme: WeightScheme, linear: LinearShape) -> QuantizedWeight:
@@ -165,3 +142,4 @@ _FORMAT = CheckpointFormat(
     rendered=rendered,
     notes=_notes,
 )
+build_candidate, read_back = _FORMAT.build_candidate, _FORMAT.read_back
