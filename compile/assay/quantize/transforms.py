@@ -24,7 +24,7 @@ from assay.models.architectures import Architecture
 from assay.models.folding import apply_fold, spread
 from assay.models.folds import Fold
 from assay.quantize.activations import calibrate, quantize_inputs
-from assay.quantize.gptq import factorize, gptq, output_error
+from assay.quantize.gptq import Factor, factorize, gptq, output_error
 from assay.quantize.ranges import find_grid
 from assay.quantize.schemes import WeightScheme
 from assay.recipe import Gptq, Quantize
@@ -91,38 +91,45 @@ def find_factors(
     smooth = settings.transform == "smoothquant"
     fixed = settings.strength if smooth and isinstance(settings.strength, float) else None
     if fixed is not None:
-        return _smoothing(fold, readers, fixed)
-    if smooth:
-        candidates = [_smoothing(fold, readers, strength) for strength in _SMOOTHING]
-    else:
-        candidates = [factors for strength in _STRENGTHS for factors in _activation_aware(fold, readers, strength)]
+        return _smoothing(fold, readers, (fixed,))[0]
+    candidates = _smoothing(fold, readers, _SMOOTHING) if smooth else _activation_aware(fold, readers)
+    identity = torch.ones(fold.count)
 
-    def loss(factors: Tensor | None, method: str, damping: float | None) -> float:
-        columns = None if factors is None else spread(fold, factors)
-        return sum(_loss(reader, columns, method, damping, scale_dtype) for reader in readers)
+    def loss(factors: Tensor, method: str, damping: float | None) -> float:
+        columns = spread(fold, factors)
+        # Linears that share their inputs share what GPTQ needs of them.
+        shared: dict[int, Factor] = {}
+        for seen in (reader.inputs for reader in readers):
+            if damping is not None and seen.gram.dim() == 2 and id(seen) not in shared:
+                shared[id(seen)] = factorize(seen.gram * columns * columns[:, None], damping)
+        return sum(_loss(reader, columns, method, shared.get(id(reader.inputs)), scale_dtype) for reader in readers)
 
     best = min(candidates, key=lambda factors: loss(factors, "minmax", None))
     damping = settings.damping if isinstance(settings, Gptq) else None
-    return best if loss(best, settings.range, damping) < loss(None, settings.range, damping) else None
+    return best if loss(best, settings.range, damping) < loss(identity, settings.range, damping) else None
 
 
-def _activation_aware(fold: Fold, readers: Sequence[_Reader], strength: float) -> list[Tensor]:
-    """1 / s for AWQ's two rules: s = x^r, and s = x^r / w^(1 − r), with the root mean square x and the mean relative magnitude w."""
+def _activation_aware(fold: Fold, readers: Sequence[_Reader]) -> list[Tensor]:
+    """1 / s of every strength for AWQ's rules s = x^r and s = x^r / w^(1 − r): root mean square x, mean relative magnitude w."""
     power = sum((reader.inputs.power for reader in readers), start=torch.zeros(1))
     relative = torch.cat(
         [reader.weight.abs() / reader.weight.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST) for reader in readers]
     )
     inputs = _by_row(fold, power, torch.mean).sqrt().clamp_(min=_SMALLEST)
     weights = _by_row(fold, relative.mean(0), torch.mean).clamp_(min=_SMALLEST)
-    return [_centred(inputs**strength), _centred(inputs**strength / weights ** (1 - strength))]
+    return [
+        _centred(scales)
+        for strength in _STRENGTHS
+        for scales in (inputs**strength, inputs**strength / weights ** (1 - strength))
+    ]
 
 
-def _smoothing(fold: Fold, readers: Sequence[_Reader], strength: float) -> Tensor:
-    """1 / s for s = max|x|^α / max|w|^(1 − α)."""
+def _smoothing(fold: Fold, readers: Sequence[_Reader], strengths: Sequence[float]) -> list[Tensor]:
+    """1 / s of each strength α, for s = max|x|^α / max|w|^(1 − α)."""
     inputs = torch.stack([reader.inputs.absmax for reader in readers]).amax(0)
     weights = torch.cat([reader.weight for reader in readers]).abs().amax(0)
     inputs, weights = (_by_row(fold, values, torch.amax).clamp_(min=_SMALLEST) for values in (inputs, weights))
-    return _centred(inputs**strength / weights ** (1 - strength))
+    return [_centred(inputs**strength / weights ** (1 - strength)) for strength in strengths]
 
 
 def _by_row(fold: Fold, columns: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
@@ -136,22 +143,16 @@ def _centred(scales: Tensor) -> Tensor:
     return 1 / scales.clamp_(1e-4, 1e4)
 
 
-def _loss(
-    reader: _Reader, columns: Tensor | None, method: str, damping: float | None, scale_dtype: torch.dtype
-) -> float:
-    """Squared error of the outputs with the weight's columns divided by `columns` before they are quantized; None: left as they are.
+def _loss(reader: _Reader, columns: Tensor, method: str, factor: Factor | None, scale_dtype: torch.dtype) -> float:
+    """Squared error of the outputs with the weight's columns divided by `columns` before they are quantized.
 
-    damping: of GPTQ, where the Gram matrix is known; None: rounding to nearest.
+    factor: GPTQ's, of the Gram matrix of inputs multiplied by the columns; None: rounding to nearest.
     """
     weight, scheme, inputs = reader.weight, reader.scheme, reader.inputs
-    columns = torch.ones(weight.shape[1]) if columns is None else columns
     moved = weight / columns
     power = inputs.power * columns.square()
     grid = find_grid(moved, scheme, method, power, scale_dtype)
-    if damping is None or inputs.gram.dim() == 1:
-        quantized = grid.quantize(moved).dequantize()
-    else:
-        quantized = gptq(moved, grid, factorize(inputs.gram * columns * columns[:, None], damping)).dequantize()
+    quantized = (grid.quantize(moved) if factor is None else gptq(moved, grid, factor)).dequantize()
     if scheme.activations is None:
         difference = quantized * columns - weight
         if inputs.gram.dim() == 1:
