@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import resource
@@ -127,10 +128,14 @@ def test_check_answers_at_once(assay: Assay, tmp_path: Path) -> None:
 
     check = (sys.executable, "-c", "from assay.cli import main; main()", "check", SHIPPED[0])
     libraries = (sys.executable, "-c", "import rich, typer, yaml; from pydantic import *; type('M', (BaseModel,), {})")
-    rounds = [(seconds(*check), seconds(*libraries)) for _ in range(6)]
-    ours, theirs = (min(column) for column in zip(*rounds, strict=True))
-    # Or, on a machine that is slow just now, in proportion to what importing the libraries takes.
-    assert ours < max(0.4, 1.6 * theirs)
+    ours, theirs = math.inf, math.inf
+    for _ in range(20):
+        ours, theirs = min(ours, seconds(*check)), min(theirs, seconds(*libraries))
+        # Or, on a machine that is slow just now, in proportion to what importing the libraries takes.
+        if ours < max(0.4, 1.6 * theirs):
+            break
+    else:
+        pytest.fail(f"{ours:.2f} s of the processor, of which {theirs:.2f} s are the libraries'")
     assert assay("check", SHIPPED[0]).returncode == 0
 
 
