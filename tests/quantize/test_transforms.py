@@ -121,28 +121,32 @@ def test_smoothquant_divides_the_largest_inputs_by_the_largest_weights(strength:
     np.testing.assert_allclose(factors, (scales.max() * scales.min()).sqrt() / scales, rtol=1e-5)
 
 
-def test_a_searched_strength_is_at_least_as_good_as_every_fixed_one() -> None:
+def test_a_searched_strength_is_better_than_every_fixed_one() -> None:
+    """By errors relative to each token's outputs, so that one token of a hundred times the size does not decide."""
     from assay.quantize.activations import quantize_inputs
     from assay.quantize.ranges import find_grid
 
     inputs, weights = problem()
+    inputs[7] *= 100
+    expected = {name: inputs @ weight.T for name, weight in weights.items()}
+    power = sum((outputs.square().sum(1) for outputs in expected.values()), start=torch.zeros(1))
     scheme = weight_scheme("W8A8")
     w8a8 = {"scheme": "W8A8", "group_size": None, "transform": "smoothquant"}
 
     def loss(factors: torch.Tensor | None) -> float:
         columns = torch.ones(COLUMNS) if factors is None else factors
         total = 0.0
-        for weight in weights.values():
+        for name, weight in weights.items():
             moved = weight / columns
             rounded = find_grid(moved, scheme, "minmax", None, torch.bfloat16).quantize(moved).dequantize()
             assert scheme.activations is not None
             outputs = quantize_inputs(inputs * columns, scheme.activations, None) @ rounded.T
-            total += float((outputs - inputs @ weight.T).square().sum())
+            total += float(((outputs - expected[name]).square().sum(1) / power).sum())
         return total
 
     searched = loss(found(inputs, weights, settings(**w8a8)))
     fixed = [loss(found(inputs, weights, settings(**w8a8, strength=step / 10))) for step in range(1, 10)]
-    assert searched <= min(fixed) * (1 + 1e-6) < 0.7 * loss(None)
+    assert searched < 0.95 * min(fixed) < 0.7 * loss(None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,8 +4,10 @@
 `smoothquant` (Xiao et al. 2022, arXiv 2211.10438): outliers of the activations are moved into the weights, so that both fit 8 bits.
 
 Candidates are compared by the squared error of the Linears' outputs. With float activations that is tr(Δ XᵀX Δᵀ), which takes the Gram
-matrix of the inputs and no forward pass; with quantized ones the products of a sample of tokens are compared. The best one then has to
-beat the identity with the ranges and the rounding that will be used in the end: GPTQ makes up for much of what factors are there for.
+matrix of the inputs and no forward pass; with quantized ones the products of a sample of tokens are compared, each token's error relative
+to its outputs: a norm follows, to which a token a hundred times as large is worth no more than another. For 8-bit integers the best of
+the power laws is the start of a descent on the error's expectation (`_descended`). The winner then has to beat the identity with the
+ranges and the rounding that will be used in the end: GPTQ makes up for much of what factors are there for.
 
 Where a factor goes into a norm, the norm's weight is rounded to the checkpoint's dtype first and the factor follows from the rounded weight:
 what the layer computes does not change.
@@ -13,6 +15,7 @@ what the layer computes does not change.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -34,6 +37,8 @@ _SMOOTHING = tuple(0.1 * step for step in range(1, 10))
 _SAMPLED_TOKENS = 512
 _SAMPLED_ROWS = 512
 _SMALLEST = 1e-5
+_STEPS = 60
+_STEP_SIZE = 0.1
 
 
 @dataclass
@@ -64,11 +69,12 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One of a fold's Linears: a sample of its rows [rows, in], and what it reads."""
+    """One of a fold's Linears: a sample of its rows [rows, in], what it reads, and what a squared error of each sampled token counts."""
 
     weight: Tensor
     inputs: Surveyed
     scheme: WeightScheme
+    importance: Tensor
 
 
 def find_factors(
@@ -84,9 +90,17 @@ def find_factors(
 
     weights: float32 [out, in] of each of the fold's Linears.
     """
+    rows = {name: weights[name][:: -(-len(weights[name]) // _SAMPLED_ROWS)] for name in fold.linears}
+    # Readers of the same inputs, q, k and v say, count by their outputs together.
+    outputs: dict[int, Tensor] = {}
+    for name, weight in rows.items():
+        power = (inputs[name].sample @ weight.T).square().sum(1)
+        outputs[id(inputs[name])] = outputs.get(id(inputs[name]), torch.zeros(1)) + power
+    importance = {
+        key: 1 / power.clamp(min=_SMALLEST * float(power.mean()) + _SMALLEST**2) for key, power in outputs.items()
+    }
     readers = [
-        _Reader(weights[name][:: -(-len(weights[name]) // _SAMPLED_ROWS)], inputs[name], schemes[name])
-        for name in fold.linears
+        _Reader(weight, inputs[name], schemes[name], importance[id(inputs[name])]) for name, weight in rows.items()
     ]
     smooth = settings.transform == "smoothquant"
     fixed = settings.strength if smooth and isinstance(settings.strength, float) else None
@@ -105,6 +119,8 @@ def find_factors(
         return sum(_loss(reader, columns, method, shared.get(id(reader.inputs)), scale_dtype) for reader in readers)
 
     best = min(candidates, key=lambda factors: loss(factors, "minmax", None))
+    if smooth and all(reader.scheme.kind == "int" for reader in readers):
+        best = min(best, _descended(fold, readers, best), key=lambda factors: loss(factors, "minmax", None))
     damping = settings.damping if isinstance(settings, Gptq) else None
     return best if loss(best, settings.range, damping) < loss(identity, settings.range, damping) else None
 
@@ -130,6 +146,38 @@ def _smoothing(fold: Fold, readers: Sequence[_Reader], strengths: Sequence[float
     weights = torch.cat([reader.weight for reader in readers]).abs().amax(0)
     inputs, weights = (_by_row(fold, values, torch.amax).clamp_(min=_SMALLEST) for values in (inputs, weights))
     return [_centred(inputs**strength / weights ** (1 - strength)) for strength in strengths]
+
+
+def _descended(fold: Fold, readers: Sequence[_Reader], factors: Tensor) -> Tensor:
+    """Factors c that make the expected error of 8-bit integers small, by gradient descent (Adam) in their logarithms.
+
+    A step of a token's grid is max|c x| / 127 and a step of a row's is max|w / c| / 127, and a rounding error has a twelfth of a step's
+    square: but for constants, a token expects max|c x|² Σ (w / c)² of its own rounding and Σ max|w / c|² · Σ (c x)² of the weights'.
+    """
+    logarithms = factors.log()
+    mean, variance = torch.zeros_like(logarithms), torch.zeros_like(logarithms)
+    power = {id(reader): reader.importance @ reader.inputs.sample.square() for reader in readers}
+    best, least = factors, math.inf
+    for step in range(_STEPS):
+        columns = spread(fold, logarithms.exp())
+        total, slope = 0.0, torch.zeros_like(columns)
+        for reader in readers:
+            tokens, token_places = (reader.inputs.sample.abs() * columns).max(1)
+            rows, row_places = (reader.weight.abs() / columns).max(1)
+            tokens, rows = tokens.square() * reader.importance, rows.square()
+            spent_tokens, spent_rows = tokens.sum(), rows.sum()
+            weights = reader.weight.square().sum(0) / columns.square()
+            inputs = power[id(reader)] * columns.square()
+            total += float(spent_tokens * weights.sum() + spent_rows * inputs.sum())
+            slope.index_add_(0, token_places, tokens * weights.sum()).index_add_(0, row_places, -rows * inputs.sum())
+            slope += spent_rows * inputs - spent_tokens * weights
+        if total < least:
+            best, least = logarithms.exp(), total
+        slope = 2 * _by_row(fold, slope, torch.sum) / total
+        mean, variance = 0.9 * mean + 0.1 * slope, 0.99 * variance + 0.01 * slope.square()
+        first, second = mean / (1 - 0.9 ** (step + 1)), variance / (1 - 0.99 ** (step + 1))
+        logarithms = logarithms - _STEP_SIZE * (1 - step / _STEPS) * first / (second.sqrt() + 1e-12)
+    return best
 
 
 def _by_row(fold: Fold, columns: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
@@ -161,7 +209,8 @@ def _loss(reader: _Reader, columns: Tensor, method: str, factor: Factor | None, 
     sample = inputs.sample * columns
     scale = calibrate([sample], scheme.activations, "minmax", scale_dtype) if scheme.activations.calibrated else None
     outputs = quantize_inputs(sample, scheme.activations, scale) @ quantized.T
-    return float((outputs - inputs.sample @ weight.T).square().sum(dtype=torch.float64))
+    errors = (outputs - inputs.sample @ weight.T).square().sum(1)
+    return float((errors * reader.importance).sum(dtype=torch.float64))
 
 
 @dataclass
