@@ -49,6 +49,9 @@ JOBS = {
     "gptq-corrected": {"method": "gptq"},
     "gptq-quarter": {"method": "gptq", "correction": 0.25},
     "gptq-three-quarters": {"method": "gptq", "correction": 0.75},
+    "gptq-smoothquant": {"method": "gptq", "transform": "smoothquant"},
+    "awq": {"method": "rtn", "transform": "awq"},
+    "awq-gptq": {"method": "gptq", "transform": "awq"},
 }
 PEER_JOBS = ("gptq-W4A16", "gptq-W4A16_ASYM")
 UNPACKED = ("int-quantized", "float-quantized", "naive-quantized")
