@@ -138,6 +138,8 @@ def _fused_problems(who: str, names: tuple[str, ...], document: Document) -> lis
     if not names:
         return []
     example = "*.self_attn.[qkv]_proj" if names[0].endswith("q_proj") else "*.mlp.[gu]*_proj"
+    if ".experts." in names[0]:
+        example = "*.experts.*"
     message = (
         f"{who} {', '.join(names)} as one product, so they need the same scheme and group size; "
         f'let one override match all of them, e.g. "{example}".'

@@ -19,8 +19,9 @@ from assay.job import resolve, source_stage
 from assay.models.architectures import DecoderShape
 from assay.models.source import locate
 from assay.progress import Progress
-from assay.quantize.model import COMPARED_SHARE
+from assay.quantize.model import COMPARED_SHARE, held_bytes
 from assay.quantize.schemes import assign_schemes
+from assay.quantize.spill import MEMORY_SHARE
 from assay.recipe import Gptq, Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
@@ -164,11 +165,15 @@ def _head_copy(recipe: Recipe, shape: DecoderShape) -> int:
 
 
 def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
-    """Bytes of the hungriest stage: quantizing holds the activations of all samples, evaluating holds both models."""
+    """Bytes of the hungriest stage: quantizing holds a layer and the activations of all samples, evaluating holds both models."""
     tokens = recipe.calibration.samples * recipe.calibration.length
-    streams = _streams(recipe)
-    widest = max(linear.in_features for linear in shape.linears)
-    largest = max(linear.out_features * linear.in_features for linear in shape.linears)
-    quantize = tokens * streams * 4 * (2 * shape.hidden_size + widest) + 6 * 4 * largest
+    activations = min(held_bytes(recipe.quantize, shape, tokens), MEMORY_SHARE * memory_bytes())
+    prefixes = [f"{shape.architecture.layers}.{index}." for index in range(shape.layers)]
+    sizes = {linear.name: linear.out_features * linear.in_features for linear in shape.linears}
+    layer = max(sum(size for name, size in sizes.items() if name.startswith(prefix)) for prefix in prefixes)
+    twins = 1 + (recipe.quantize.transform != "none" and _streams(recipe) > 1)
+    # Gram matrix, drift and factor; then goal, grid and codes of the largest Linear.
+    matrices = 4 * max(linear.in_features for linear in shape.linears) ** 2 + 4 * max(sizes.values())
+    quantize = activations + 4 * (twins * layer + matrices)
     models = 4 * shape.parameters * (2.2 if TARGETS[recipe.target.format].runtime == "onnxruntime-genai" else 2)
     return _LIBRARIES_BYTES + max(quantize, models + recipe.evaluate.length * shape.vocabulary * 4 * 3)

@@ -87,6 +87,9 @@ def test_products_are_those_of_each_layer(shape: DecoderShape) -> None:
         assert split_product(shape, apart) == (other, name)
         with pytest.raises(NotSupportedError, match=f"compute {other}, {name} as one product"):
             check_format("compressed-tensors", shape, apart)
+    first, last = "model.layers.0.mlp.experts.0.gate_proj", "model.layers.0.mlp.experts.1.down_proj"
+    differing = assigned | {last: weight_scheme("W8A16", 32)}
+    assert split_product(shape, differing) == (first, last), "one kernel computes all experts"
 
 
 def test_the_first_thing_that_a_format_cannot_say_is_an_error(shape: DecoderShape) -> None:

@@ -18,9 +18,15 @@ class SteppedLayer:
     """One layer's forward over several batches, stopped before each of the named Linears in turn."""
 
     def __init__(
-        self, layer: nn.Module, stops: Sequence[str], batches: Sequence[Tensor], arguments: Sequence[dict[str, Any]]
+        self,
+        layer: nn.Module,
+        stops: Sequence[str],
+        batches: Sequence[Tensor],
+        arguments: Sequence[dict[str, Any]],
+        keep: Callable[[Tensor], None] | None = None,
     ) -> None:
-        """arguments: the layer's keyword arguments for each batch."""
+        """arguments: the layer's keyword arguments for each batch.  keep: called with every tensor that will wait for the other batches."""
+        self._keep = keep
         self._scheduler = getcurrent()
         self._handles = [
             layer.get_submodule(name).register_forward_pre_hook(self._pause(name), prepend=True) for name in stops
@@ -29,7 +35,14 @@ class SteppedLayer:
             greenlet(lambda batch=batch, given=given: _output(layer(batch, **given)))
             for batch, given in zip(batches, arguments, strict=True)
         ]
-        self._waiting: list[tuple[str, Tensor] | Tensor] = [run.switch() for run in self._runs]
+        self._waiting: list[tuple[str, Tensor] | Tensor] = [self._step(run) for run in self._runs]
+
+    def _step(self, run: greenlet) -> tuple[str, Tensor] | Tensor:
+        """Let a batch go on to its next stop or to the end."""
+        reached: tuple[str, Tensor] | Tensor = run.switch()
+        if self._keep:
+            self._keep(reached[1] if isinstance(reached, tuple) else reached)
+        return reached
 
     def _pause(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -50,7 +63,7 @@ class SteppedLayer:
     def resume(self) -> None:
         """Let every batch go on to its next stop or to the end."""
         for index, run in enumerate(self._runs):
-            self._waiting[index] = run.switch()
+            self._waiting[index] = self._step(run)
 
     def outputs(self) -> list[Tensor]:
         """The layer's outputs; every batch must have reached the end."""

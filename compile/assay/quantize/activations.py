@@ -60,8 +60,8 @@ def calibrate(inputs: Sequence[Tensor], scheme: ActivationScheme, method: str, d
 
     if method == "minmax" or scheme.kind == "float":
         return scale_of(1.0)
-    values = torch.cat([batch.flatten() for batch in inputs])
-    sample = values[:: max(1, len(values) // _SAMPLED_VALUES)]
+    stride = max(1, sum(batch.numel() for batch in inputs) // _SAMPLED_VALUES)
+    sample = torch.cat([batch.flatten()[::stride] for batch in inputs])
     scales = [scale_of(span) for span in _SPANS]
     losses = [float((quantize_inputs(sample, scheme, scale) - sample).square().sum()) for scale in scales]
     return scales[losses.index(min(losses))]

@@ -11,112 +11,51 @@ Each finished layer is written, whole and synced, before the next begins: a kill
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from assay.errors import AssayError
+from assay.host import memory_bytes
 from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import Checkpoint
 from assay.models.decoder import Decoder
 from assay.models.folds import layer_folds
 from assay.models.stepping import SteppedLayer
 from assay.progress import Progress
-from assay.quantize.activations import calibrate, quantize_inputs
+from assay.quantize.activations import calibrate
 from assay.quantize.correction import corrected
 from assay.quantize.gptq import factorize, gptq, output_error
 from assay.quantize.kv_cache import CacheRange
+from assay.quantize.layer import LoadedLayer, quantizing
 from assay.quantize.ranges import find_grid
 from assay.quantize.schemes import ActivationScheme, WeightScheme, assign_schemes
+from assay.quantize.spill import MEMORY_SHARE, Spill, activation_bytes
+from assay.quantize.statistics import Compared, Statistics, accumulate, check_inputs
 from assay.quantize.store import LayerStore, QuantizedLayer, QuantizedModule
 from assay.quantize.transforms import Surveyed, Transformed, find_factors, fold_into
 from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
 _TOKENS_PER_BATCH = 2048
-_GRAM_BLOCK = 256
-_CONSTANT = 1e-5
 COMPARED_SHARE = 0.5
 SURVEYED_SHARE = 0.25
 FEWEST_TOKENS_PER_INPUT = 0.5
 
 
-@dataclass(frozen=True)
-class Drift:
-    """How the inputs of the quantized model left those of the float model: moment = (X − X̃)ᵀX̃ and gram = X̃ᵀX̃ of the same tokens."""
-
-    moment: Tensor
-    gram: Tensor
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Second moments of a Linear's calibration inputs: gram = X̃ᵀX̃ [in, in] over all tokens, and the drift where it is measured."""
-
-    gram: Tensor
-    drift: Drift | None
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Compared:
-    """The float model's inputs of the first batches, [tokens, in] each, and what a transform multiplied their channels by since, [in]."""
-
-    inputs: Sequence[Tensor]
-    columns: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.inputs[index] if self.columns is None else self.inputs[index] * self.columns
-
-
-Seen = Callable[[Tensor], Tensor]
-
-
-def accumulate(quantized: Sequence[Tensor], original: Compared | None, seen: Seen | None = None) -> Statistics:
-    """Statistics of inputs [tokens, in], in float32, batch by batch in order.
-
-    seen: what the Linear makes of its inputs before it multiplies.
-    """
-    features = quantized[0].shape[1]
-    gram, moment = torch.zeros(features, features), torch.zeros(features, features)
-    drift: Drift | None = None
-    for index, raw in enumerate(quantized):
-        batch = seen(raw) if seen else raw
-        # The Gram matrix is symmetric: only its lower blocks are computed.
-        for start in range(0, features, _GRAM_BLOCK):
-            stop = start + _GRAM_BLOCK
-            gram[start:, start:stop].addmm_(batch[:, start:].T, batch[:, start:stop])
-        if original is not None and index < len(original):
-            moment.addmm_((original[index] - batch).T, batch)
-            if index == len(original) - 1:
-                drift = Drift(moment, _mirror_(gram.clone()))
-    return Statistics(_mirror_(gram), drift, sum(len(batch) for batch in quantized))
-
-
-def _mirror_(lower: Tensor) -> Tensor:
-    """Copy what is below the diagonal to above it, block by block."""
-    for start in range(0, len(lower), _GRAM_BLOCK):
-        stop = start + _GRAM_BLOCK
-        block = lower[start:stop, start:stop]
-        block.copy_(block.tril() + block.tril(-1).T)
-        lower[start:stop, stop:].copy_(lower[stop:, start:stop].T)
-    return lower
-
-
 @dataclass
 class _Streams:
-    """Hidden states of the calibration batches: in the quantized model, and of the first ones in the float model for the drift."""
+    """Hidden states of the calibration batches: in the quantized model, and of the first ones in the float model for the drift.
+
+    keep: what puts tensors that outlive a step out of the way.
+    """
 
     quantized: list[Tensor]
     original: list[Tensor] | None
+    keep: Spill | None
 
 
 class _Quantizer:
@@ -151,7 +90,7 @@ class _Quantizer:
             if activations is not None:
                 if activations.calibrated:
                     input_scale = calibrate(inputs, activations, self.settings.range, self.scale_dtype)
-                seen = _quantizing(activations, input_scale)
+                seen = quantizing(activations, input_scale)
             statistics = accumulate(inputs, compared, seen)
             few = expert and statistics.tokens < FEWEST_TOKENS_PER_INPUT * inputs[0].shape[1]
             if few:
@@ -160,7 +99,7 @@ class _Quantizer:
                     f"{inputs[0].shape[1]} inputs: rounded to nearest, ranges by squared error of the weights."
                 )
             else:
-                _check_inputs(names[0], statistics.gram)
+                check_inputs(names[0], statistics.gram)
             result |= self._alike({name: weights[name] for name in names}, statistics, input_scale, few)
         return {name: result[name] for name in weights}, notes
 
@@ -197,24 +136,24 @@ class _Quantizer:
 
     def layer(self, decoder: Decoder, index: int, streams: _Streams, calls: Calls) -> QuantizedLayer:
         """Quantize one layer and move the streams past it."""
-        layer = _Layer.of(decoder, index)
+        layer = LoadedLayer.of(decoder, index)
         prefix, notes = layer.prefix, list[str]()
         groups = layer.groups(self.schemes)
         stops = [layer.path(group[0]) for group in groups]
         original, held = None, [layer.module]
         if streams.original is not None:
             held.append(layer.float_twin(share=self.settings.transform == "none"))
-            original = SteppedLayer(held[-1], stops, streams.original, calls(index, streams.original))
+            original = SteppedLayer(held[-1], stops, streams.original, calls(index, streams.original), streams.keep)
         transformed = Transformed()
         if self.settings.transform != "none":
             few = streams.quantized[: math.ceil(SURVEYED_SHARE * len(streams.quantized))]
-            transformed = self.transform(layer, few, calls(index, few))
+            transformed = self.transform(layer, few, calls(index, few), streams.keep)
         arguments, cache = calls(index, streams.quantized), None
         if self.settings.kv_cache is not None:
             cache = CacheRange()
             arguments = [given | {"past_key_values": cache} for given in arguments]
         layer.quantize_inputs(self.schemes)
-        quantized = SteppedLayer(layer.module, stops, streams.quantized, arguments)
+        quantized = SteppedLayer(layer.module, stops, streams.quantized, arguments, streams.keep)
         modules: dict[str, QuantizedModule] = {}
         for group, stop in zip(groups, stops, strict=True):
             weights = {f"{prefix}.{name}": layer.linear(name).weight for name in group}
@@ -240,14 +179,17 @@ class _Quantizer:
         scales = cache.scales(f"{prefix}.self_attn", self.scale_dtype) if cache else {}
         return QuantizedLayer(modules, transformed.tensors | scales, (*transformed.notes, *notes))
 
-    def transform(self, layer: _Layer, batches: list[Tensor], arguments: list[dict[str, Any]]) -> Transformed:
+    def transform(
+        self, layer: LoadedLayer, batches: list[Tensor], arguments: list[dict[str, Any]], keep: Spill | None
+    ) -> Transformed:
         """Move factors per channel into a layer."""
         shape = self.checkpoint.shape
         groups = shape.groups(layer.index)
         survey: dict[str, Surveyed] = {}
-        stepped = SteppedLayer(layer.module, [layer.path(group[0]) for group in groups], batches, arguments)
-        for group in groups:
-            found = Surveyed.of(stepped.inputs(layer.path(group[0])), layer.is_expert(group[0]))
+        stops = [layer.path(group[0]) for group in groups]
+        stepped = SteppedLayer(layer.module, stops, batches, arguments, keep)
+        for group, stop in zip(groups, stops, strict=True):
+            found = Surveyed.of(stepped.inputs(stop), layer.is_expert(group[0]))
             survey |= dict.fromkeys(group, found)
             stepped.resume()
         stepped.outputs()
@@ -293,9 +235,13 @@ def quantize_model(
     if finished == total:
         return
     with torch.no_grad(), progress.stage("quantize", total, finished) as advance:
+        keep = _spill(tokens.numel(), settings, checkpoint, store, progress)
         batches = list(decoder.embed(tokens).split(max(1, _TOKENS_PER_BATCH // tokens.shape[1])))
+        if keep:
+            for batch in batches:
+                keep(batch)
         compared = batches[: math.ceil(COMPARED_SHARE * len(batches))]
-        streams = _Streams(batches, compared if quantizer.correction else None)
+        streams = _Streams(batches, compared if quantizer.correction else None, keep)
         arguments = {len(batch): decoder.layer_arguments(len(batch), tokens.shape[1]) for batch in batches}
 
         def calls(index: int, batches: list[Tensor]) -> list[dict[str, Any]]:
@@ -319,9 +265,10 @@ def quantize_model(
 
 def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams, calls: Calls) -> None:
     """Move the streams past a layer that an earlier run finished: the same products on the same numbers."""
-    layer = _Layer.of(decoder, index)
+    layer = LoadedLayer.of(decoder, index)
     if streams.original is not None:
-        streams.original = SteppedLayer(layer.module, (), streams.original, calls(index, streams.original)).outputs()
+        arguments = calls(index, streams.original)
+        streams.original = SteppedLayer(layer.module, (), streams.original, arguments, streams.keep).outputs()
     state = layer.module.state_dict()
     for name, value in done.tensors.items():
         if (path := layer.path(name.removeprefix(f"{layer.prefix}."))) in state:
@@ -329,81 +276,23 @@ def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams
     for name, module in done.modules.items():
         layer.put(name.removeprefix(f"{layer.prefix}."), module)
     layer.quantize_inputs({name: module.weight.scheme for name, module in done.modules.items()})
-    streams.quantized = SteppedLayer(layer.module, (), streams.quantized, calls(index, streams.quantized)).outputs()
+    arguments = calls(index, streams.quantized)
+    streams.quantized = SteppedLayer(layer.module, (), streams.quantized, arguments, streams.keep).outputs()
 
 
-def _quantizing(activations: ActivationScheme, input_scale: Tensor | None) -> Seen:
-    return lambda values: quantize_inputs(values, activations, input_scale)
+def held_bytes(settings: Quantize, shape: DecoderShape, tokens: int) -> float:
+    """Activations that quantizing a model holds at once: of so many tokens, and for a correction of the float model's share of them."""
+    streams = 1 + COMPARED_SHARE * bool(isinstance(settings, Gptq) and settings.correction)
+    return activation_bytes(tokens * streams, shape.hidden_size, max(linear.in_features for linear in shape.linears))
 
 
-def _check_inputs(name: str, gram: Tensor) -> None:
-    """AssayError for inputs that say nothing about which weights matter."""
-    size = float(gram.diagonal().sum(dtype=torch.float64))
-    # One vector in every token makes a matrix of rank one: its norm is its trace.
-    if size == 0 or float(gram.square().sum(dtype=torch.float64).sqrt()) > (1 - _CONSTANT) * size:
-        what = "all zero" if size == 0 else "the same in every token, but for their size"
-        raise AssayError(
-            f"{name}: its inputs on the calibration text are {what}. The text is degenerate (one token repeated?), or the checkpoint is "
-            "damaged before this layer. Use more, or more varied, calibration text."
-        )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A loaded layer, its parts found by the names that checkpoints use."""
-
-    module: nn.Module
-    prefix: str
-    index: int
-    shape: DecoderShape
-    seen: dict[str, Seen] = field(default_factory=dict[str, Seen])
-
-    @staticmethod
-    def of(decoder: Decoder, index: int) -> _Layer:
-        return _Layer(decoder.layer(index), decoder.layer_name(index), index, decoder.checkpoint.shape)
-
-    def float_twin(self, share: bool) -> nn.Module:
-        """The layer again. share: its weights have the same memory, so they must be replaced, never written to."""
-        shared = {
-            id(parameter): nn.Parameter(parameter.data, requires_grad=False) for parameter in self.module.parameters()
-        }
-        return copy.deepcopy(self.module, dict(shared) if share else {})
-
-    def put(self, name: str, module: QuantizedModule) -> None:
-        """Make a Linear compute as its quantized form does."""
-        self.linear(name).weight.data = module.weight.dequantize()
-        activations = module.weight.scheme.activations
-        if activations is not None:
-            self.seen[name] = _quantizing(activations, module.input_scale)
-
-    def quantize_inputs(self, schemes: Mapping[str, WeightScheme]) -> None:
-        """Let the Linears whose scheme says so quantize their inputs, once they are `put`.
-
-        Asked before the layer runs: PyTorch does not call hooks that are added while it waits in an earlier one.
-        """
-
-        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor | None]:
-            return lambda _module, inputs: self.seen[name](inputs[0]) if name in self.seen else None
-
-        for group in self.groups(schemes):
-            for name in group:
-                if schemes[f"{self.prefix}.{name}"].activations is not None:
-                    self.linear(name).register_forward_pre_hook(hook(name))
-
-    def path(self, name: str) -> str:
-        """Where transformers keeps what the checkpoint calls `name`, within the layer."""
-        return self.shape.architecture.module_path(name)
-
-    def linear(self, name: str) -> nn.Linear:
-        return cast(nn.Linear, self.module.get_submodule(self.path(name)))
-
-    def is_expert(self, name: str) -> bool:
-        experts = self.shape.architecture.experts
-        return experts is not None and self.path(name).startswith(f"{experts.path}.")
-
-    def groups(self, schemes: Mapping[str, WeightScheme]) -> list[list[str]]:
-        """Linears that are to be quantized and share an input, in order of execution."""
-        groups = [
-            [name for name in group if f"{self.prefix}.{name}" in schemes] for group in self.shape.groups(self.index)
-        ]
-        return [group for group in groups if group]
+def _spill(
+    tokens: int, settings: Quantize, checkpoint: Checkpoint, store: LayerStore, progress: Progress
+) -> Spill | None:
+    held = held_bytes(settings, checkpoint.shape, tokens)
+    if held <= MEMORY_SHARE * memory_bytes():
+        return None
+    progress.note(
+        f"quantize: the calibration text's activations, {held / 1e9:.1f} GB, go to the disk of {store.directory}"
+    )
+    return Spill(store.directory)

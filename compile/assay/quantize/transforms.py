@@ -56,11 +56,16 @@ class Surveyed:
     @staticmethod
     def of(inputs: Sequence[Tensor], diagonal: bool) -> Surveyed:
         """inputs: float32 [tokens, in] of each batch; every batch may be empty (an expert without tokens)."""
-        together = torch.cat(list(inputs))
-        if not len(together):
-            together = torch.zeros(1, together.shape[1])
-        gram = together.square().sum(0) if diagonal else together.T @ together
-        return Surveyed(gram, together.abs().amax(0), together[:: -(-len(together) // _SAMPLED_TOKENS)])
+        features = inputs[0].shape[1]
+        gram = torch.zeros(features) if diagonal else torch.zeros(features, features)
+        absmax, sample = torch.zeros(features), list[Tensor]()
+        stride = max(1, -(-sum(map(len, inputs)) // _SAMPLED_TOKENS))
+        for batch in inputs:
+            if len(batch):
+                gram = gram + batch.square().sum(0) if diagonal else gram.addmm_(batch.T, batch)
+                absmax = torch.maximum(absmax, batch.abs().amax(0))
+                sample.append(batch[::stride])
+        return Surveyed(gram, absmax, torch.cat(sample) if sample else torch.zeros(1, features))
 
     @property
     def power(self) -> Tensor:

@@ -37,8 +37,9 @@ _ASYMMETRIC = (
 def _configure(contents: Contents) -> Configuration:
     """One group per scheme.
 
-    A single group targets every Linear, and the head by name, which vLLM does not count as a Linear. Several groups name all
-    their modules: beside a group for every Linear, some readers would not look for the names inside a fused q/k/v.
+    A decoder's single group targets every Linear, and the head by name, which vLLM does not count as a Linear. Several groups name
+    all their modules: beside a group for every Linear, some readers would not look for the names inside a fused q/k/v. So does an
+    encoder's: its task's head has Linears that are none of the layers'.
     """
     by_scheme: dict[WeightScheme, list[str]] = {}
     for name, scheme in contents.assigned.items():
@@ -47,7 +48,7 @@ def _configure(contents: Contents) -> Configuration:
     head = contents.shape.architecture.head
     every = [head] * (head in contents.assigned) + ["Linear"]
     groups = {
-        f"group_{index}": arguments_of(scheme) | {"targets": every if len(ordered) == 1 else names}
+        f"group_{index}": arguments_of(scheme) | {"targets": every if head and len(ordered) == 1 else names}
         for index, (scheme, names) in enumerate(ordered)
     }
     formats = {format_of(scheme) for scheme in by_scheme}

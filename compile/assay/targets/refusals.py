@@ -150,15 +150,23 @@ def engine_refusals(target: str, engine: Engine, shape: DecoderShape, assigned: 
 
 
 def split_product(shape: DecoderShape, assigned: Assigned, only: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The first Linears that share an input, which engines compute as one product, and that differ in scheme; () if there are none.
+    """The first Linears that engines compute as one product and that differ in scheme; () if there are none.
 
+    Those are Linears that share an input, and all experts of a layer, which one kernel computes: of these, two that differ.
     only: the one group, by names within a layer, that is asked about; None: every one.
     """
     for layer in range(shape.layers):
-        for group in shape.groups(layer):
-            names = tuple(f"{shape.architecture.layers}.{layer}.{name}" for name in group)
+        groups = shape.groups(layer)
+        prefix = f"{shape.architecture.layers}.{layer}"
+        for group in groups:
+            names = tuple(f"{prefix}.{name}" for name in group)
             if only in (None, group) and len({assigned.get(name) for name in names}) > 1:
                 return names
+        if only is None and shape.experts[layer]:
+            experts = [f"{prefix}.{name}" for group in groups[len(shape.architecture.attention) :] for name in group]
+            first = assigned.get(experts[0])
+            if differing := [name for name in experts if assigned.get(name) != first]:
+                return (experts[0], differing[0])
     return ()
 
 
