@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from assay.quantize.gptq import working_dtype
+from assay.errors import AssayError
+from assay.quantize.gptq import cholesky_, working_dtype
 
 _RIDGE = 0.1
 
@@ -18,14 +19,19 @@ _RIDGE = 0.1
 def corrected(weight: Tensor, gram: Tensor, drift: Tensor, share: float) -> Tensor:
     """float32 [out, in]: `share` of the way from the weight to its regression on the quantized model's inputs.
 
-    gram: X̃ᵀX̃ [in, in].  drift: (X − X̃)ᵀX̃ [in, in], so that the step is W·drift·(gram + λI)⁻¹ and vanishes when nothing drifted.
+    gram: X̃ᵀX̃ [in, in]; used up: a float32 one is factored in place.  drift: (X − X̃)ᵀX̃ [in, in], so that the step is
+    W·drift·(gram + λI)⁻¹ and vanishes when nothing drifted.
     """
     ridge = _RIDGE * gram.diagonal().mean()
     if ridge == 0:
         return weight
-    damped = gram.to(working_dtype(len(gram)), copy=True)
+    damped = gram.to(working_dtype(len(gram)))
     damped.diagonal().add_(ridge)
-    lower = torch.linalg.cholesky(damped)
-    del damped
+    lower, failed = cholesky_(damped)
+    if failed:
+        raise AssayError(
+            "the drift of a layer's inputs from the float model's cannot be regressed: they hold infinities or NaNs. "
+            "The checkpoint overflows in float32 before this layer, or is damaged."
+        )
     step = torch.cholesky_solve((weight @ drift).to(lower.dtype).T, lower).T
     return step.float().mul_(share).add_(weight)

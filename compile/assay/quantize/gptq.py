@@ -45,9 +45,9 @@ def factorize(gram: Tensor, damping: float) -> Factor:
     # With the order reversed, H = U Uᵀ for an upper U, and the factor of H⁻¹ is U⁻¹: one factorization, no inverse of H.
     reverse = order.flip(0)
     while damping <= _MAX_DAMPING:
-        hessian = gram[reverse][:, reverse].to(diagonal.dtype)
+        hessian = gram[reverse[:, None], reverse].to(diagonal.dtype)
         hessian.diagonal().copy_((torch.where(alive, diagonal, 1.0) + damping * mean).flip(0))
-        lower, failed = torch.linalg.cholesky_ex(hessian)
+        lower, failed = cholesky_(hessian)
         del hessian
         if not failed:
             return Factor(order, invert_lower_(lower).float().flip(0, 1), dead, damping)
@@ -61,6 +61,14 @@ def factorize(gram: Tensor, damping: float) -> Factor:
 def working_dtype(features: int) -> torch.dtype:
     """What a Gram matrix of so many input channels is factored in: float64 where it costs little, else float32."""
     return torch.float64 if features <= _FLOAT64_FEATURES else torch.float32
+
+
+def cholesky_(matrix: Tensor) -> tuple[Tensor, bool]:
+    """The lower Cholesky factor of a symmetric contiguous matrix, in its memory, and whether the matrix is not positive definite."""
+    # LAPACK wants columns in a row: seen from the other side, the matrix is the same.
+    lower, failed = matrix.T, torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    return lower, bool(failed)
 
 
 def invert_lower_(lower: Tensor) -> Tensor:

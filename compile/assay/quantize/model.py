@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -100,15 +100,21 @@ class _Quantizer:
                 )
             else:
                 check_inputs(names[0], statistics.gram)
-            result |= self._alike({name: weights[name] for name in names}, statistics, input_scale, few)
+            goal = torch.cat([weights[name] for name in names])
+            if statistics.drift is not None:
+                goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
+                # Of wide layers each of these matrices is near a gigabyte.
+                statistics = replace(statistics, drift=None)
+            goals = dict(zip(names, goal.split([len(weights[name]) for name in names]), strict=True))
+            result |= self._alike(goals, statistics, input_scale, few)
         return {name: result[name] for name in weights}, notes
 
     def _alike(
-        self, weights: Mapping[str, Tensor], statistics: Statistics, input_scale: Tensor | None, few: bool
+        self, goals: Mapping[str, Tensor], statistics: Statistics, input_scale: Tensor | None, few: bool
     ) -> dict[str, QuantizedModule]:
         """Quantize Linears that multiply the same numbers. few: they saw too few tokens for statistics to mean anything."""
         by_scheme: dict[WeightScheme, list[str]] = {}
-        for name in weights:
+        for name in goals:
             by_scheme.setdefault(self.schemes[name], []).append(name)
         factor = None
         if isinstance(self.settings, Gptq) and not few:
@@ -117,10 +123,7 @@ class _Quantizer:
         method = "mse" if few and self.settings.range == "activation_weighted" else self.settings.range
         result: dict[str, QuantizedModule] = {}
         for scheme, names in by_scheme.items():
-            goal = torch.cat([weights[name] for name in names])
-            if statistics.drift is not None:
-                goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
-            rows = [len(weights[name]) for name in names]
+            goal, rows = torch.cat([goals[name] for name in names]), [len(goals[name]) for name in names]
             pieces = [goal] if scheme.shared_by_fused else goal.split(rows)
             grid = Grid.stack([find_grid(piece, scheme, method, power, self.scale_dtype) for piece in pieces])
             rounded = grid.quantize(goal) if factor is None else gptq(goal, grid, factor)
