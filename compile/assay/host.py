@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib.util
 import os
@@ -108,6 +110,15 @@ def environment() -> dict[str, Any]:
 def memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def release_free_memory() -> None:
+    """Give what the heap no longer uses back to the system, where the C library can (glibc).
+
+    Large tensors that come and go among others that stay leave holes, which count as memory of this process.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def offline_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from assay.errors import AssayError
 from assay.quantize.correction import corrected
 
 RIDGE = 0.1
@@ -55,12 +56,20 @@ def test_no_drift_or_no_share_changes_nothing() -> None:
     assert torch.equal(corrected(weight.float(), gram, drift, 0.0), weight.float())
 
 
-def test_its_inputs_stay_as_they_are() -> None:
+def test_the_weight_and_the_drift_stay_as_they_are() -> None:
     weight, original, quantized = streams()
     gram, drift = moments(original, quantized)
-    before = gram.clone(), drift.clone(), weight.clone()
+    before = drift.clone(), weight.clone()
     corrected(weight.float(), gram, drift, 0.5)
-    assert all(torch.equal(one, other) for one, other in zip(before, (gram, drift, weight), strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(before, (drift, weight), strict=True))
+
+
+def test_inputs_that_overflowed_are_an_error() -> None:
+    weight, original, quantized = streams()
+    gram, drift = moments(original, quantized)
+    gram[3, 2] = gram[2, 3] = torch.inf
+    with pytest.raises(AssayError, match="infinities or NaNs"):
+        corrected(weight.float(), gram, drift, 0.5)
 
 
 def test_inputs_that_are_always_zero_leave_the_weight_alone() -> None:

@@ -13,6 +13,8 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from assay.host import release_free_memory
+
 
 class SteppedLayer:
     """One layer's forward over several batches, stopped before each of the named Linears in turn."""
@@ -64,6 +66,8 @@ class SteppedLayer:
         """Let every batch go on to its next stop or to the end."""
         for index, run in enumerate(self._runs):
             self._waiting[index] = self._step(run)
+        # What waits lies between what came and went.
+        release_free_memory()
 
     def outputs(self) -> list[Tensor]:
         """The layer's outputs; every batch must have reached the end."""
