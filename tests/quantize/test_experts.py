@@ -15,6 +15,7 @@ from assay.errors import AssayError
 from assay.models.checkpoint import Checkpoint
 from assay.progress import Progress
 from assay.quantize.model import quantize_model
+from assay.quantize.statistics import check_inputs
 from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.recipe import Quantize
 
@@ -86,6 +87,15 @@ def test_text_of_one_token_only_is_refused(tiny_model: Callable[[str], Path], tm
     with pytest.raises(AssayError, match=r"q_proj: its inputs on the calibration text are the same in every token"):
         quantize(tiny_model("llama"), settings(method=method), tmp_path, torch.full((4, 32), 7))
     assert not any(path.suffix == ".safetensors" for path in tmp_path.iterdir())
+
+
+def test_a_token_of_great_size_makes_no_constant_inputs() -> None:
+    """Large models put a thousand times the usual into a channel of the first token: no reason to refuse them."""
+    inputs = torch.randn(100, 16, generator=torch.Generator().manual_seed(0))
+    inputs[0, 3] = 1e6
+    check_inputs("x", [inputs[:40], inputs[40:]])
+    with pytest.raises(AssayError, match="the same in every token"):
+        check_inputs("x", [inputs[:1] * torch.rand(50, 1), torch.zeros(3, 16)])
 
 
 def test_inputs_that_are_all_zero_are_refused(make_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class _Quantizer:
                     f"{inputs[0].shape[1]} inputs: rounded to nearest, ranges by squared error of the weights."
                 )
             else:
-                check_inputs(names[0], statistics.gram)
+                check_inputs(names[0], inputs)
             goal = torch.cat([weights[name] for name in names])
             if statistics.drift is not None:
                 goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)

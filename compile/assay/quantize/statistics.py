@@ -79,12 +79,18 @@ def _mirror_(lower: Tensor) -> Tensor:
     return lower
 
 
-def check_inputs(name: str, gram: Tensor) -> None:
-    """AssayError for inputs that say nothing about which weights matter."""
-    size = float(gram.diagonal().sum(dtype=torch.float64))
-    # One vector in every token makes a matrix of rank one: its norm is its trace.
-    if size == 0 or float(gram.square().sum(dtype=torch.float64).sqrt()) > (1 - _CONSTANT) * size:
-        what = "all zero" if size == 0 else "the same in every token, but for their size"
+def check_inputs(name: str, inputs: Sequence[Tensor]) -> None:
+    """AssayError for inputs, [tokens, in] each, that say nothing about which weights matter: all zero, or of one direction.
+
+    Directions, not the Gram matrix, tell: a single token of great size, which healthy models have, makes that one look constant.
+    """
+    total, tokens = torch.zeros(inputs[0].shape[1], dtype=torch.float64), 0
+    for batch in inputs:
+        sizes = batch.norm(dim=1)
+        total += batch.T @ torch.where(sizes > 0, 1 / sizes, 0.0)
+        tokens += int((sizes > 0).sum())
+    if not tokens or float((total / tokens).square().sum()) > 1 - _CONSTANT:
+        what = "the same in every token, but for their size" if tokens else "all zero"
         raise AssayError(
             f"{name}: its inputs on the calibration text are {what}. The text is degenerate (one token repeated?), or the checkpoint is "
             "damaged before this layer. Use more, or more varied, calibration text."
