@@ -79,3 +79,12 @@ def _is_alive(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_it_finds_no_repository(module: str, tmp_path: Path) -> None:
+    """Or artifacts would be other bytes after every commit to the repository around the virtual environment."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    ask = ["git", "rev-parse", "--git-dir"]
+    assert subprocess.run(ask, cwd=tmp_path, check=False, capture_output=True).returncode == 0
+    code = f"import subprocess; print(subprocess.run({ask}, cwd={str(tmp_path)!r}, capture_output=True).returncode)"
+    assert run_module("it", module, code, seconds=60) != "0\n"

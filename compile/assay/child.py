@@ -18,6 +18,9 @@ from assay.host import offline_environment
 
 _PR_SET_PDEATHSIG = 1
 _SHOWN_LINES = 8
+# onnxruntime-genai's builder stamps a model with the commit of whatever repository the virtual environment happens to lie in, and the
+# digest of an artifact with it.
+_NO_REPOSITORY = {"GIT_DIR": os.devnull}
 
 
 def run_module(what: str, module: str, *arguments: str, seconds: float, given: str = "") -> str:
@@ -34,7 +37,7 @@ def run_module(what: str, module: str, *arguments: str, seconds: float, given: s
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=offline_environment(),
+            env=offline_environment() | _NO_REPOSITORY,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
