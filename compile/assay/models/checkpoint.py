@@ -38,6 +38,7 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 # transformers' tensors of all experts of a layer, and the Linears that are stacked in each.
+_VALUES_AT_ONCE = 1 << 24
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -123,8 +124,8 @@ class Checkpoint:
                 "quantized checkpoint; start from the original float weights."
             )
         values = stored.float()
-        if not bool(torch.isfinite(values).all()):
-            bad = int((~torch.isfinite(values)).sum())
+        # In pieces: of a large embedding, what PyTorch makes on the way would be most of a job's memory.
+        if bad := sum(int((~torch.isfinite(piece)).sum()) for piece in values.flatten().split(_VALUES_AT_ONCE)):
             raise AssayError(
                 f"{self.files[name]}: the tensor {name} holds {bad} values that are NaN or infinite; the checkpoint is damaged."
             )
