@@ -19,10 +19,10 @@ from assay.job import resolve, source_stage
 from assay.models.architectures import DecoderShape
 from assay.models.source import locate
 from assay.progress import Progress
-from assay.quantize.model import COMPARED_SHARE, held_bytes
+from assay.quantize.model import held_bytes, walked_models
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.spill import MEMORY_SHARE
-from assay.recipe import Gptq, Recipe
+from assay.recipe import Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
@@ -118,11 +118,10 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     """Estimated seconds of each stage when nothing is cached."""
     calibration, evaluation = recipe.calibration, recipe.evaluate
     tokens = calibration.samples * calibration.length
-    streams = _streams(recipe)
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
     grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
     grams *= len(shape.architecture.linears)
-    quantize = tokens * 2 * streams * (weights + grams) / (speed * _QUANTIZE_EFFICIENCY)
+    quantize = tokens * 2 * walked_models(recipe.quantize) * (weights + grams) / (speed * _QUANTIZE_EFFICIENCY)
     float_bytes = 4 * weights
     scored = max((getattr(metric, "tokens", 0) for metric in evaluation.quality), default=0)
     asked = max((getattr(metric, "samples", 0) for metric in evaluation.quality), default=0)
@@ -139,11 +138,6 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
         "quality": _PROCESS_SECONDS + scoring,
         "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if timed else 0.0,
     }
-
-
-def _streams(recipe: Recipe) -> float:
-    """How many models the calibration text runs through: with a correction, the float one for a share of it too."""
-    return 1 + COMPARED_SHARE * bool(isinstance(recipe.quantize, Gptq) and recipe.quantize.correction)
 
 
 def _quantized(recipe: Recipe, shape: DecoderShape) -> tuple[int, float]:
@@ -171,7 +165,7 @@ def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
     prefixes = [f"{shape.architecture.layers}.{index}." for index in range(shape.layers)]
     sizes = {linear.name: linear.out_features * linear.in_features for linear in shape.linears}
     layer = max(sum(size for name, size in sizes.items() if name.startswith(prefix)) for prefix in prefixes)
-    twins = 1 + (recipe.quantize.transform != "none" and _streams(recipe) > 1)
+    twins = 1 + (recipe.quantize.transform != "none" and walked_models(recipe.quantize) > 1)
     # Gram matrix, drift and factor; then goal, grid and codes of the largest Linear.
     matrices = 4 * max(linear.in_features for linear in shape.linears) ** 2 + 4 * max(sizes.values())
     quantize = activations + 4 * (twins * layer + matrices)

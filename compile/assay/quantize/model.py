@@ -283,10 +283,16 @@ def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams
     streams.quantized = SteppedLayer(layer.module, (), streams.quantized, arguments, streams.keep).outputs()
 
 
+def walked_models(settings: Quantize) -> float:
+    """How many models the calibration text runs through: with a correction, the float one for a share of it too."""
+    return 1 + COMPARED_SHARE * bool(isinstance(settings, Gptq) and settings.correction)
+
+
 def held_bytes(settings: Quantize, shape: DecoderShape, tokens: int) -> float:
     """Activations that quantizing a model holds at once: of so many tokens, and for a correction of the float model's share of them."""
-    streams = 1 + COMPARED_SHARE * bool(isinstance(settings, Gptq) and settings.correction)
-    return activation_bytes(tokens * streams, shape.hidden_size, max(linear.in_features for linear in shape.linears))
+    return activation_bytes(
+        tokens * walked_models(settings), shape.hidden_size, max(linear.in_features for linear in shape.linears)
+    )
 
 
 def _spill(
