@@ -39,20 +39,34 @@ def file_bytes(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-@pytest.mark.parametrize("compared", [1, 2, 3])
-def test_statistics_are_sums_over_all_batches_and_the_drift_over_those_compared(compared: int) -> None:
+@pytest.mark.parametrize("first", [1, 7, 10])
+@pytest.mark.parametrize("of_outputs", [False, True])
+def test_statistics_are_sums_over_all_tokens_and_the_drift_over_the_first_of_each_text(
+    first: int, of_outputs: bool
+) -> None:
     generator = torch.Generator().manual_seed(1)
-    quantized = [torch.randn(rows, 24, generator=generator) for rows in (50, 50, 13)]
-    original = [batch + 0.1 * torch.randn(batch.shape, generator=generator) for batch in quantized]
-    found = accumulate(quantized, Compared(original[:compared]))
-    seen = torch.cat(quantized).double()
-    assert found.drift is not None
+    quantized = [torch.randn(texts, 10, 24, generator=generator) for texts in (5, 5, 2)]
+    original = [
+        batch[:, :first] + 0.1 * torch.randn(batch[:, :first].shape, generator=generator) for batch in quantized
+    ]
+    weight, columns = torch.randn(6, 24, generator=generator), 1 + torch.rand(24, generator=generator)
+    given = [batch.flatten(0, 1) for batch in original]
+    compared = Compared([batch / columns for batch in given], 10, columns=columns)
+    if of_outputs:
+        compared = Compared([batch @ weight.T for batch in given], 10, of_outputs=True)
+    inputs = [batch.flatten(0, 1) for batch in quantized]
+    found = accumulate(inputs, compared)
+    assert found.drift is not None and found.tokens == 120
+    seen = torch.cat(inputs).double()
     np.testing.assert_allclose(found.gram, seen.T @ seen, rtol=1e-5, atol=1e-4)
-    part, wanted = torch.cat(quantized[:compared]).double(), torch.cat(original[:compared]).double()
-    np.testing.assert_allclose(found.drift.moment, (wanted - part).T @ part, rtol=1e-5, atol=1e-4)
+    part, wanted = (
+        torch.cat([batch[:, :first].flatten(0, 1) for batch in quantized]).double(),
+        torch.cat(given).double(),
+    )
     np.testing.assert_allclose(found.drift.gram, part.T @ part, rtol=1e-5, atol=1e-4)
-    assert found.tokens == 113
-    assert accumulate(quantized, None).drift is None
+    pull = weight.double() @ (wanted - part).T @ part
+    np.testing.assert_allclose(found.drift.pull(weight), pull, rtol=1e-4, atol=1e-3)
+    assert accumulate(inputs, None).drift is None
 
 
 def slow_reference(

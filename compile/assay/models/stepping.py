@@ -28,7 +28,7 @@ class SteppedLayer:
         keep: Callable[[Tensor], None] | None = None,
     ) -> None:
         """arguments: the layer's keyword arguments for each batch.  keep: called with every tensor that will wait for the other batches."""
-        self._keep = keep
+        self._keep, self._layer = keep, layer
         self._scheduler = getcurrent()
         self._handles = [
             layer.get_submodule(name).register_forward_pre_hook(self._pause(name), prepend=True) for name in stops
@@ -61,6 +61,20 @@ class SteppedLayer:
                 raise RuntimeError(f"expected the layer to reach {name}, but it reached {reached}")
             result.append(waiting[1].reshape(-1, waiting[1].shape[-1]))
         return result
+
+    def through(self, name: str) -> list[Tensor]:
+        """Resume from before the named Linear, and return what it makes of each batch: [tokens, out] each."""
+        outputs: list[Tensor] = []
+
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs.append(output.reshape(-1, output.shape[-1]))
+            if self._keep:
+                self._keep(outputs[-1])
+
+        handle = self._layer.get_submodule(name).register_forward_hook(hook)
+        self.resume()
+        handle.remove()
+        return outputs
 
     def resume(self) -> None:
         """Let every batch go on to its next stop or to the end."""

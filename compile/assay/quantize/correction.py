@@ -11,27 +11,26 @@ import torch
 from torch import Tensor
 
 from assay.errors import AssayError
-from assay.quantize.gptq import cholesky_, working_dtype
+from assay.quantize.gptq import cholesky_
 
 _RIDGE = 0.1
 
 
-def corrected(weight: Tensor, gram: Tensor, drift: Tensor, share: float) -> Tensor:
+def corrected(weight: Tensor, gram: Tensor, pull: Tensor, share: float) -> Tensor:
     """float32 [out, in]: `share` of the way from the weight to its regression on the quantized model's inputs.
 
-    gram: X̃ᵀX̃ [in, in]; used up: a float32 one is factored in place.  drift: (X − X̃)ᵀX̃ [in, in], so that the step is
-    W·drift·(gram + λI)⁻¹ and vanishes when nothing drifted.
+    gram: X̃ᵀX̃ [in, in]; used up: it is factored in place.  pull: W(X − X̃)ᵀX̃ [out, in], so that the step is
+    pull·(gram + λI)⁻¹ and vanishes when nothing drifted.
     """
     ridge = _RIDGE * gram.diagonal().mean()
     if ridge == 0:
         return weight
-    damped = gram.to(working_dtype(len(gram)))
-    damped.diagonal().add_(ridge)
-    lower, failed = cholesky_(damped)
+    # No more than 10·in + 1 times the ridge, the trace bounds the largest eigenvalue: float32 solves this to a thousandth.
+    gram.diagonal().add_(ridge)
+    lower, failed = cholesky_(gram)
     if failed:
         raise AssayError(
             "the drift of a layer's inputs from the float model's cannot be regressed: they hold infinities or NaNs. "
             "The checkpoint overflows in float32 before this layer, or is damaged."
         )
-    step = torch.cholesky_solve((weight @ drift).to(lower.dtype).T, lower).T
-    return step.float().mul_(share).add_(weight)
+    return torch.cholesky_solve(pull.T, lower).T.mul_(share).add_(weight)

@@ -41,7 +41,7 @@ from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
 _TOKENS_PER_BATCH = 2048
-COMPARED_SHARE = 0.5
+COMPARED_SHARE = 0.25
 SURVEYED_SHARE = 0.25
 FEWEST_TOKENS_PER_INPUT = 0.5
 
@@ -50,11 +50,12 @@ FEWEST_TOKENS_PER_INPUT = 0.5
 class _Streams:
     """Hidden states of the calibration batches: in the quantized model, and of the first ones in the float model for the drift.
 
-    keep: what puts tensors that outlive a step out of the way.
+    length: tokens of a text.  keep: what puts tensors that outlive a step out of the way.
     """
 
     quantized: list[Tensor]
     original: list[Tensor] | None
+    length: int
     keep: Spill | None
 
 
@@ -102,7 +103,8 @@ class _Quantizer:
                 check_inputs(names[0], inputs)
             goal = torch.cat([weights[name] for name in names])
             if statistics.drift is not None:
-                goal = corrected(goal, statistics.drift.gram, statistics.drift.moment, self.correction)
+                pull = statistics.drift.pull(goal)
+                goal = corrected(goal, statistics.drift.gram, pull, self.correction)
                 # Of wide layers each of these matrices is near a gigabyte.
                 statistics = replace(statistics, drift=None)
             goals = dict(zip(names, goal.split([len(weights[name]) for name in names]), strict=True))
@@ -160,9 +162,11 @@ class _Quantizer:
         modules: dict[str, QuantizedModule] = {}
         for group, stop in zip(groups, stops, strict=True):
             weights = {f"{prefix}.{name}": layer.linear(name).weight for name in group}
+            expert, compared = layer.is_expert(group[0]), None
             # A router decides which tokens an expert sees: the two models may differ in them, and no drift is measured.
-            expert, columns = layer.is_expert(group[0]), transformed.columns.get(group[0])
-            compared = None if original is None or expert else Compared(original.inputs(stop), columns)
+            if original is not None and not expert:
+                compared = compare(original, stop, layer.linear(group[0]), len(group) == 1, streams.length)
+                compared = replace(compared, columns=transformed.columns.get(group[0]))
             done, fallback = self.group(weights, quantized.inputs(stop), compared, expert)
             for name in group:
                 layer.put(name, done[f"{prefix}.{name}"])
@@ -170,7 +174,7 @@ class _Quantizer:
             notes += fallback
             del weights
             quantized.resume()
-            if original:
+            if original and not (compared and compared.of_outputs):
                 original.resume()
             # A layer's weights are the most that a job holds: each leaves when all batches are past it.
             for name in group:
@@ -220,6 +224,16 @@ class _Quantizer:
         return result
 
 
+def compare(original: SteppedLayer, stop: str, linear: nn.Linear, alone: bool, length: int) -> Compared:
+    """What the float model, which waits before a Linear, has there: its inputs, or its outputs where they are fewer."""
+    if not alone or linear.out_features >= linear.in_features:
+        return Compared(original.inputs(stop), length)
+    outputs = original.through(stop)
+    if linear.bias is not None:
+        outputs = [output - linear.bias for output in outputs]
+    return Compared(outputs, length, of_outputs=True)
+
+
 Calls = Callable[[int, list[Tensor]], list[dict[str, Any]]]
 
 
@@ -239,16 +253,12 @@ def quantize_model(
         return
     with torch.no_grad(), progress.stage("quantize", total, finished) as advance:
         keep = _spill(tokens.numel(), settings, checkpoint, store, progress)
-        batches = list(decoder.embed(tokens).split(max(1, _TOKENS_PER_BATCH // tokens.shape[1])))
-        if keep:
-            for batch in batches:
-                keep(batch)
-        compared = batches[: math.ceil(COMPARED_SHARE * len(batches))]
-        streams = _Streams(batches, compared if quantizer.correction else None, keep)
-        arguments = {len(batch): decoder.layer_arguments(len(batch), tokens.shape[1]) for batch in batches}
+        streams = _embedded(decoder, tokens, quantizer, keep)
+        shapes = {batch.shape[:2] for batch in (*streams.quantized, *(streams.original or ()))}
+        arguments = {shape: decoder.layer_arguments(*shape) for shape in shapes}
 
         def calls(index: int, batches: list[Tensor]) -> list[dict[str, Any]]:
-            return [arguments[len(batch)][index] for batch in batches]
+            return [arguments[batch.shape[:2]][index] for batch in batches]
 
         for index in range(layers):
             if index < finished:
@@ -260,10 +270,23 @@ def quantize_model(
             norm = decoder.final_norm()
             inputs = [norm(batch).flatten(0, 1) for batch in streams.quantized]
             originals = [norm(batch).flatten(0, 1) for batch in streams.original or ()]
-            compared = Compared(originals) if streams.original is not None else None
+            compared = Compared(originals, streams.length) if streams.original is not None else None
             done, notes = quantizer.group({head: checkpoint.weight(head)}, inputs, compared)
             store.write(layers, QuantizedLayer(done, notes=tuple(notes)))
             advance()
+
+
+def _embedded(decoder: Decoder, tokens: Tensor, quantizer: _Quantizer, keep: Spill | None) -> _Streams:
+    """The calibration text before the first layer."""
+    length = tokens.shape[1]
+    streams = _Streams(list(decoder.embed(tokens).split(max(1, _TOKENS_PER_BATCH // length))), None, length, keep)
+    if quantizer.correction:
+        first = math.ceil(COMPARED_SHARE * length)
+        streams.original = [batch[:, :first].contiguous() for batch in streams.quantized]
+    if keep:
+        for batch in (*streams.quantized, *(streams.original or ())):
+            keep(batch)
+    return streams
 
 
 def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams, calls: Calls) -> None:

@@ -29,7 +29,8 @@ _SHRUNKEN = tuple(1.0 - 0.025 * step for step in range(25))
 _OCTAVE = tuple(2.0 ** (step / 16) for step in range(16))
 _AROUND = (1.0, *(0.6 + 0.05 * step for step in range(8)), *(1.05 + 0.05 * step for step in range(12)))
 _POWERS_OF_TWO = (1.0, 2.0, 0.5)
-_ROWS_AT_ONCE = 512
+# About what a processor's caches hold; a whole number of blocks of rows.
+_VALUES_AT_ONCE, _BLOCK_ROWS = 1 << 19, 128
 # For groups of zeros; a power of two, so that bfloat16 and float16 hold it exactly.
 _SMALLEST_SCALE = 2.0**-24
 _SMALLEST_E4M3 = 2.0**-9
@@ -55,7 +56,8 @@ def find_grid(
     if scheme.scale == "e4m3":
         global_scale = torch.where(absmax > 0, E4M3_LARGEST * E2M1_LARGEST / absmax, 1.0).view(1)
     scales, zero_points = [], []
-    for rows in weight.split(_ROWS_AT_ONCE if scheme.block_rows else len(weight)):
+    at_once = max(1, _VALUES_AT_ONCE // in_features // _BLOCK_ROWS) * _BLOCK_ROWS
+    for rows in weight.split(at_once if scheme.block_rows else len(weight)):
         grouped = rows.reshape(len(rows), groups, in_features // groups)
         spans = (1.0,) if method == "minmax" else _spans(scheme)
         scale, zero_point = _best_span(

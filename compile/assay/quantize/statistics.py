@@ -10,16 +10,24 @@ from torch import Tensor
 
 from assay.errors import AssayError
 
-_GRAM_BLOCK = 256
+_GRAM_BLOCK = 128
 _CONSTANT = 1e-5
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How the inputs of the quantized model left those of the float model: moment = (X − X̃)ᵀX̃ and gram = X̃ᵀX̃ of the same tokens."""
+    """How far a Linear's inputs X̃ in the quantized model are from those of the float model, X, over the tokens that both ran.
 
-    moment: Tensor
+    gram: X̃ᵀX̃ [in, in].  moment: (X − X̃)ᵀX̃ [in, in], or, of_outputs, (WX)ᵀX̃ [out, in].
+    """
+
     gram: Tensor
+    moment: Tensor
+    of_outputs: bool = False
+
+    def pull(self, weight: Tensor) -> Tensor:
+        """W(X − X̃)ᵀX̃ [out, in], for float32 [out, in]."""
+        return self.moment - weight @ self.gram if self.of_outputs else weight @ self.moment
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,33 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Compared:
-    """The float model's inputs of the first batches, [tokens, in] each, and what a transform multiplied their channels by since, [in]."""
+    """What the float model gives a Linear, or makes of it, for the first tokens of every text: [tokens, features] for each batch.
 
-    inputs: Sequence[Tensor]
+    length: tokens of a whole text.  of_outputs: these are outputs, without the bias, not inputs.  columns: what a transform multiplied
+    the inputs' channels by since, [in].
+    """
+
+    values: Sequence[Tensor]
+    length: int
+    of_outputs: bool = False
     columns: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.inputs)
+    def rows(self, features: int) -> int:
+        """Of the drift's moment."""
+        return self.values[0].shape[1] if self.of_outputs else features
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.inputs[index] if self.columns is None else self.inputs[index] * self.columns
+    def split(self, index: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch of the quantized model, [tokens, in], in the tokens that the float model ran and the others."""
+        texts = batch.unflatten(0, (-1, self.length))
+        first = len(self.values[index]) // len(texts)
+        return texts[:, :first].flatten(0, 1), texts[:, first:].flatten(0, 1)
+
+    def against(self, index: int, batch: Tensor) -> Tensor:
+        """What multiplies X̃ = batch, the split's first part, in the drift's moment."""
+        values = self.values[index]
+        if self.of_outputs:
+            return values
+        return (values if self.columns is None else values * self.columns) - batch
 
 
 Seen = Callable[[Tensor], Tensor]
@@ -54,19 +79,26 @@ def accumulate(quantized: Sequence[Tensor], original: Compared | None, seen: See
     seen: what the Linear makes of its inputs before it multiplies.
     """
     features = quantized[0].shape[1]
-    gram, moment = torch.zeros(features, features), torch.zeros(features, features)
-    drift: Drift | None = None
+    gram, tokens = torch.zeros(features, features), sum(len(batch) for batch in quantized)
+    if original is None:
+        for batch in quantized:
+            _add_gram_(gram, seen(batch) if seen else batch)
+        return Statistics(_mirror_(gram), None, tokens)
+    shared, moment = torch.zeros(features, features), torch.zeros(original.rows(features), features)
     for index, raw in enumerate(quantized):
-        batch = seen(raw) if seen else raw
-        # The Gram matrix is symmetric: only its lower blocks are computed.
-        for start in range(0, features, _GRAM_BLOCK):
-            stop = start + _GRAM_BLOCK
-            gram[start:, start:stop].addmm_(batch[:, start:].T, batch[:, start:stop])
-        if original is not None and index < len(original):
-            moment.addmm_((original[index] - batch).T, batch)
-            if index == len(original) - 1:
-                drift = Drift(moment, _mirror_(gram.clone()))
-    return Statistics(_mirror_(gram), drift, sum(len(batch) for batch in quantized))
+        first, others = original.split(index, seen(raw) if seen else raw)
+        _add_gram_(shared, first)
+        _add_gram_(gram, others)
+        moment.addmm_(original.against(index, first).T, first)
+    drift = Drift(_mirror_(shared), moment, original.of_outputs)
+    return Statistics(_mirror_(gram).add_(shared), drift, tokens)
+
+
+def _add_gram_(lower: Tensor, batch: Tensor) -> None:
+    """Add XᵀX of [tokens, in]. It is symmetric: only its lower blocks are computed."""
+    for start in range(0, len(lower), _GRAM_BLOCK):
+        stop = start + _GRAM_BLOCK
+        lower[start:, start:stop].addmm_(batch[:, start:].T, batch[:, start:stop])
 
 
 def _mirror_(lower: Tensor) -> Tensor:
@@ -89,9 +121,10 @@ def check_inputs(name: str, inputs: Sequence[Tensor]) -> None:
         sizes = batch.norm(dim=1)
         total += batch.T @ torch.where(sizes > 0, 1 / sizes, 0.0)
         tokens += int((sizes > 0).sum())
-    if not tokens or float((total / tokens).square().sum()) > 1 - _CONSTANT:
-        what = "the same in every token, but for their size" if tokens else "all zero"
-        raise AssayError(
-            f"{name}: its inputs on the calibration text are {what}. The text is degenerate (one token repeated?), or the checkpoint is "
-            "damaged before this layer. Use more, or more varied, calibration text."
-        )
+        if tokens and float((total / tokens).square().sum()) <= 1 - _CONSTANT:
+            return
+    what = "the same in every token, but for their size" if tokens else "all zero"
+    raise AssayError(
+        f"{name}: its inputs on the calibration text are {what}. The text is degenerate (one token repeated?), or the checkpoint is "
+        "damaged before this layer. Use more, or more varied, calibration text."
+    )
