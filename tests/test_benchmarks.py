@@ -16,6 +16,7 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     apply_quantization_config,
 )
+from padded_model import pad_model
 from quantizers import (
     Turn,
     parse,
@@ -50,6 +51,19 @@ def test_a_shuffled_model_computes_the_same(tmp_path: Path, make_model: Callable
     with torch.no_grad():
         after = AutoModelForCausalLM.from_pretrained(source)(tokens).logits
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_padded_model_computes_the_same_in_sizes_that_blocks_divide(
+    tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    source = make_model(tmp_path / "model", "llama", dtype="float32", intermediate_size=144)
+    pad_model(source, tmp_path / "padded")
+    tokens = torch.randint(512, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = (AutoModelForCausalLM.from_pretrained(directory) for directory in (source, tmp_path / "padded"))
+        torch.testing.assert_close(after(tokens).logits, before(tokens).logits, atol=1e-5, rtol=1e-4)
+    layers = after.model.layers
+    assert all(size % 128 == 0 for _, weight in layers.named_parameters() if weight.dim() == 2 for size in weight.shape)
 
 
 def test_assays_jobs_and_the_peers_take_turns() -> None:

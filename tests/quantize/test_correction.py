@@ -5,7 +5,7 @@ import torch
 from assay.errors import AssayError
 from assay.quantize.correction import corrected
 
-RIDGE = 0.1
+RIDGE = 0.3
 
 
 def streams(tokens: int = 400, columns: int = 24) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -110,8 +110,9 @@ def test_inputs_that_are_all_zero_make_all_weights_zero() -> None:
     assert not gptq(weight, grid, factor).dequantize().any()
 
 
-def test_output_error_is_the_squared_difference_of_outputs() -> None:
-    inputs, difference = correlated(48).double(), weight_of(5, 48).double()
+@pytest.mark.parametrize("columns", [48, 256, 600])
+def test_output_error_is_the_squared_difference_of_outputs(columns: int) -> None:
+    inputs, difference = correlated(columns).double(), weight_of(5, columns).double()
     expected = float(((inputs @ difference.T) ** 2).sum())
     found = output_error(difference.float(), (inputs.T @ inputs).float())
     np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -10,9 +10,11 @@ import torch
 from pydantic import TypeAdapter
 
 from assay.models.checkpoint import Checkpoint
+from assay.models.stepping import SteppedLayer
 from assay.progress import Progress
-from assay.quantize.model import Compared, accumulate, quantize_model
+from assay.quantize.model import compare, quantize_model
 from assay.quantize.schemes import assign_schemes
+from assay.quantize.statistics import Compared, Drift, accumulate
 from assay.quantize.store import LayerStore, QuantizedModule
 from assay.recipe import Quantize
 
@@ -67,6 +69,30 @@ def test_statistics_are_sums_over_all_tokens_and_the_drift_over_the_first_of_eac
     pull = weight.double() @ (wanted - part).T @ part
     np.testing.assert_allclose(found.drift.pull(weight), pull, rtol=1e-4, atol=1e-3)
     assert accumulate(inputs, None).drift is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_float_model_is_compared_by_outputs_where_they_are_fewer(bias: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    batches = [torch.randn(texts, 5, 12, generator=generator) for texts in (3, 2)]
+
+    def drift(features: int, alone: bool) -> Drift:
+        with torch.no_grad():
+            linear = torch.nn.Linear(12, features, bias=bias)
+            layer = torch.nn.Sequential(torch.nn.Tanh(), linear)
+            compared = compare(SteppedLayer(layer, ["1"], batches, [{}, {}]), "1", linear, alone, 10)
+            inputs = [torch.randn(2 * batch.shape[0] * 5, 12, generator=generator) for batch in batches]
+            found = accumulate(inputs, compared).drift
+            assert found is not None
+            first = torch.cat([given.view(-1, 10, 12)[:, :5].reshape(-1, 12) for given in inputs])
+            wanted = torch.cat([batch.flatten(0, 1).tanh() for batch in batches])
+            pull = linear.weight @ (wanted - first).T @ first
+            np.testing.assert_allclose(found.pull(linear.weight), pull, rtol=1e-4, atol=1e-4)
+            return found
+
+    assert drift(7, alone=True).moment.shape == (7, 12)
+    # Not of a Linear that shares its inputs with others, nor where it saves nothing.
+    assert drift(7, alone=False).moment.shape == drift(12, alone=True).moment.shape == (12, 12)
 
 
 def slow_reference(

@@ -13,7 +13,7 @@ from torch import Tensor
 from assay.errors import AssayError
 from assay.quantize.gptq import cholesky_
 
-_RIDGE = 0.1
+_RIDGE = 0.3
 
 
 def corrected(weight: Tensor, gram: Tensor, pull: Tensor, share: float) -> Tensor:
@@ -25,7 +25,7 @@ def corrected(weight: Tensor, gram: Tensor, pull: Tensor, share: float) -> Tenso
     ridge = _RIDGE * gram.diagonal().mean()
     if ridge == 0:
         return weight
-    # No more than 10·in + 1 times the ridge, the trace bounds the largest eigenvalue: float32 solves this to a thousandth.
+    # The trace bounds the largest eigenvalue, so the condition is at most in / 0.3 + 1: float32 solves this to a thousandth.
     gram.diagonal().add_(ridge)
     lower, failed = cholesky_(gram)
     if failed:

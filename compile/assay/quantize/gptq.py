@@ -17,6 +17,8 @@ from assay.quantize.numbers import nearest_
 from assay.quantize.weights import Grid, QuantizedWeight
 
 _BLOCK = 128
+_COLUMNS_AT_ONCE = 32
+_ERROR_BLOCK = 256
 _MAX_DAMPING = 1.0
 _FLOAT64_FEATURES = 4096
 
@@ -86,29 +88,58 @@ def invert_lower_(lower: Tensor) -> Tensor:
 
 def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:
     """Quantize float32 [out, in] on a fixed grid, each column's error spread over the columns still to come."""
-    order, upper = factor.order, factor.upper
-    remaining = weight.masked_fill(factor.dead, 0.0)[:, order].T.contiguous()
-    scales, zero_points = grid.scales.T.contiguous(), grid.zero_points.T.contiguous()
-    group_of = [grid.group(column) for column in order.tolist()]
-    levels = torch.empty_like(remaining)
-    kind, bits = grid.scheme.kind, grid.scheme.bits
-    for start in range(0, len(remaining), _BLOCK):
-        stop = min(start + _BLOCK, len(remaining))
-        block, factor_block = remaining[start:stop], upper[start:stop, start:stop]
-        diagonal = factor_block.diagonal().tolist()
-        errors = torch.empty_like(block)
-        for index, value in enumerate(block):
-            scale, zero_point = scales[group_of[start + index]], zero_points[group_of[start + index]]
-            level, error = levels[start + index], errors[index]
-            nearest_(torch.div(value, scale, out=level), kind, bits, zero_point)
-            torch.mul(level, scale, out=error).sub_(value).div_(-diagonal[index])
-            block[index + 1 :].addr_(factor_block[index, index + 1 :], error, alpha=-1)
-        remaining[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    unordered = torch.empty_like(levels)
-    unordered[order] = levels
-    return grid.with_levels(unordered.T.contiguous())
+    # Columns are rows here, which lie together in memory.
+    columns = weight.T.contiguous()[factor.order]
+    columns[factor.dead[factor.order]] = 0.0
+    rounding = _Rounding(columns, torch.empty_like(columns), grid, factor)
+    rounding.run(0, len(columns))
+    columns[factor.order] = rounding.levels
+    return grid.with_levels(columns.T.contiguous())
+
+
+class _Rounding:
+    """columns: float32 [in, out] in the factor's order; each is left holding its error, divided by the factor's diagonal.
+
+    levels: [in, out], what it was rounded to.
+    """
+
+    def __init__(self, columns: Tensor, levels: Tensor, grid: Grid, factor: Factor) -> None:
+        self.columns, self.levels, self.upper = columns, levels, factor.upper
+        self.scheme = grid.scheme
+        self.groups = [grid.group(column) for column in factor.order.tolist()]
+        self.scales, self.zero_points = grid.scales.T.contiguous(), grid.zero_points.T.contiguous()
+
+    def run(self, start: int, stop: int) -> None:
+        """Round columns start to stop. Errors of the first half move the second half in one product."""
+        if stop - start <= _COLUMNS_AT_ONCE:
+            self._one_by_one(start, stop)
+            return
+        middle = (start + stop) // 2
+        self.run(start, middle)
+        moved, by = self.columns[middle:stop], self.upper[start:middle, middle:stop]
+        moved.addmm_(by.T, self.columns[start:middle], alpha=-1)
+        self.run(middle, stop)
+
+    def _one_by_one(self, start: int, stop: int) -> None:
+        scheme, upper, columns = self.scheme, self.upper[start:stop, start:stop], self.columns[start:stop]
+        diagonal = upper.diagonal().tolist()
+        for index, (column, level) in enumerate(zip(columns, self.levels[start:stop], strict=True)):
+            group = self.groups[start + index]
+            scale = self.scales[group]
+            shift = scheme.symmetric_zero_point if scheme.symmetric else self.zero_points[group]
+            nearest_(torch.div(column, scale, out=level), scheme.kind, scheme.bits, shift)
+            column.addcmul_(level, scale, value=-1).div_(diagonal[index])
+            columns[index + 1 :].addr_(upper[index, index + 1 :], column, alpha=-1)
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:
-    """Squared output error of a weight difference over the calibration inputs: tr(Δ XᵀX Δᵀ).  Δ: [out, in], gram: [in, in]."""
-    return float(((difference @ gram) * difference).sum(dtype=torch.float64))
+    """Squared output error of a weight difference over the calibration inputs: tr(Δ XᵀX Δᵀ).  Δ: [out, in], gram: [in, in], symmetric."""
+    total = 0.0
+    for start in range(0, len(gram), _ERROR_BLOCK):
+        stop = start + _ERROR_BLOCK
+        block = difference[:, start:stop]
+        product = block @ gram[start:stop, start:stop]
+        # What lies below the diagonal counts for what lies above it too.
+        product.addmm_(difference[:, stop:], gram[stop:, start:stop], alpha=2)
+        total += float(product.mul_(block).sum(dtype=torch.float64))
+    return total

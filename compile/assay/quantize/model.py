@@ -2,8 +2,8 @@
 
 For every group of Linears that share an input, two things are accumulated over the calibration tokens: the Gram matrix X̃ᵀX̃ of
 the inputs in the quantized model, and, where earlier errors are to be corrected, the drift (X − X̃)ᵀX̃ against the float model. The
-drift is a regression with far fewer unknowns than there are tokens: half of the samples give it (docs/benchmarks.md), so the float
-model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other
+drift is a regression with far fewer unknowns than there are tokens: the first eighth of every text gives it (docs/benchmarks.md),
+so the float model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other
 forward pass is needed.
 
 Each finished layer is written, whole and synced, before the next begins: a killed job resumes there and ends with the same bytes.
@@ -41,7 +41,7 @@ from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
 _TOKENS_PER_BATCH = 2048
-COMPARED_SHARE = 0.25
+COMPARED_SHARE = 0.125
 SURVEYED_SHARE = 0.25
 FEWEST_TOKENS_PER_INPUT = 0.5
 

@@ -23,10 +23,15 @@ _E2M1_PLACE = torch.tensor([0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7], dtype=torch.
 def nearest_(scaled: Tensor, kind: Kind, bits: int, zero_point: Tensor | float) -> Tensor:
     """Replace float32 values, in units of the scale, by the nearest levels; halves go to the even code.
 
-    zero_point: what integers are shifted by, broadcast against the values; floats have none.
+    zero_point: what integers are shifted by, a number or broadcast against the values; floats have none.
     """
     if kind == "int":
-        return scaled.round_().add_(zero_point).clamp_(0, 2**bits - 1).sub_(zero_point)
+        low, high = -zero_point, 2**bits - 1 - zero_point
+        scaled.round_()
+        if isinstance(low, Tensor):
+            # Twice as fast as clamp_ where the bounds are broadcast.
+            return torch.minimum(torch.maximum(scaled, low, out=scaled), high, out=scaled)
+        return scaled.clamp_(low, high)
     if bits == 8:
         return scaled.copy_(scaled.clamp_(-E4M3_LARGEST, E4M3_LARGEST).to(torch.float8_e4m3fn))
     scaled.clamp_(-E2M1_LARGEST, E2M1_LARGEST)

@@ -96,7 +96,8 @@ def _best_span(
         scale = scale * sign
         if len(spans) == 1:
             return scale, zero_point
-        levels = nearest_(grouped / scale[:, :, None], scheme.kind, scheme.bits, zero_point[:, :, None])
+        shift = scheme.symmetric_zero_point if scheme.symmetric else zero_point[:, :, None]
+        levels = nearest_(grouped / scale[:, :, None], scheme.kind, scheme.bits, shift)
         loss = levels.mul_(scale[:, :, None]).sub_(grouped).square_()
         error = loss.sum(-1) if importance is None else loss.mul_(importance).sum(-1)
         error = _over_rows(error, scheme, torch.sum)
