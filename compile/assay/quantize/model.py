@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -229,8 +229,9 @@ def compare(original: SteppedLayer, stop: str, linear: nn.Linear, alone: bool, l
     if not alone or linear.out_features >= linear.in_features:
         return Compared(original.inputs(stop), length)
     outputs = original.through(stop)
-    if linear.bias is not None:
-        outputs = [output - linear.bias for output in outputs]
+    bias = cast(Tensor | None, linear.bias)
+    if bias is not None:
+        outputs = [output - bias for output in outputs]
     return Compared(outputs, length, of_outputs=True)
 
 
@@ -254,11 +255,11 @@ def quantize_model(
     with torch.no_grad(), progress.stage("quantize", total, finished) as advance:
         keep = _spill(tokens.numel(), settings, checkpoint, store, progress)
         streams = _embedded(decoder, tokens, quantizer, keep)
-        shapes = {batch.shape[:2] for batch in (*streams.quantized, *(streams.original or ()))}
+        shapes = {(len(batch), batch.shape[1]) for batch in (*streams.quantized, *(streams.original or ()))}
         arguments = {shape: decoder.layer_arguments(*shape) for shape in shapes}
 
         def calls(index: int, batches: list[Tensor]) -> list[dict[str, Any]]:
-            return [arguments[batch.shape[:2]][index] for batch in batches]
+            return [arguments[len(batch), batch.shape[1]][index] for batch in batches]
 
         for index in range(layers):
             if index < finished:
