@@ -37,8 +37,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# transformers' tensors of all experts of a layer, and the Linears that are stacked in each.
 _VALUES_AT_ONCE = 1 << 24
+# transformers' tensors of all experts of a layer, and the Linears that are stacked in each.
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import AssayError
-from assay.quantize.numbers import nearest_
+from assay.quantize.numbers import nearest_, shift_of
 from assay.quantize.weights import Grid, QuantizedWeight
 
 _BLOCK = 128
@@ -41,7 +41,7 @@ def factorize(gram: Tensor, damping: float) -> Factor:
     """Invert and factor a Gram matrix (float32 [in, in]); raises damping tenfold until it succeeds, up to the mean diagonal."""
     dead = gram.diagonal() == 0
     order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-    diagonal = gram.diagonal()[order].to(working_dtype(len(gram)))
+    diagonal = gram.diagonal()[order].to(_working_dtype(len(gram)))
     alive = ~dead[order]
     mean = diagonal[alive].mean() if bool(alive.any()) else torch.ones((), dtype=diagonal.dtype)
     # With the order reversed, H = U Uᵀ for an upper U, and the factor of H⁻¹ is U⁻¹: one factorization, no inverse of H.
@@ -60,7 +60,7 @@ def factorize(gram: Tensor, damping: float) -> Factor:
     )
 
 
-def working_dtype(features: int) -> torch.dtype:
+def _working_dtype(features: int) -> torch.dtype:
     """What a Gram matrix of so many input channels is factored in: float64 where it costs little, else float32."""
     return torch.float64 if features <= _FLOAT64_FEATURES else torch.float32
 
@@ -91,7 +91,7 @@ def gptq(weight: Tensor, grid: Grid, factor: Factor) -> QuantizedWeight:
     # Columns are rows here, which lie together in memory.
     columns = weight.T.contiguous()[factor.order]
     columns[factor.dead[factor.order]] = 0.0
-    rounding = _Rounding(columns, torch.empty_like(columns), grid, factor)
+    rounding = _Rounding(columns, grid, factor)
     rounding.run(0, len(columns))
     columns[factor.order] = rounding.levels
     return grid.with_levels(columns.T.contiguous())
@@ -103,8 +103,8 @@ class _Rounding:
     levels: [in, out], what it was rounded to.
     """
 
-    def __init__(self, columns: Tensor, levels: Tensor, grid: Grid, factor: Factor) -> None:
-        self.columns, self.levels, self.upper = columns, levels, factor.upper
+    def __init__(self, columns: Tensor, grid: Grid, factor: Factor) -> None:
+        self.columns, self.levels, self.upper = columns, torch.empty_like(columns), factor.upper
         self.scheme = grid.scheme
         self.groups = [grid.group(column) for column in factor.order.tolist()]
         self.scales, self.zero_points = grid.scales.T.contiguous(), grid.zero_points.T.contiguous()
@@ -126,7 +126,7 @@ class _Rounding:
         for index, (column, level) in enumerate(zip(columns, self.levels[start:stop], strict=True)):
             group = self.groups[start + index]
             scale = self.scales[group]
-            shift = scheme.symmetric_zero_point if scheme.symmetric else self.zero_points[group]
+            shift = shift_of(scheme, self.zero_points[group])
             nearest_(torch.div(column, scale, out=level), scheme.kind, scheme.bits, shift)
             column.addcmul_(level, scale, value=-1).div_(diagonal[index])
             columns[index + 1 :].addr_(upper[index, index + 1 :], column, alpha=-1)

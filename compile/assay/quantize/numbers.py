@@ -41,6 +41,11 @@ def nearest_(scaled: Tensor, kind: Kind, bits: int, zero_point: Tensor | float) 
     return scaled.div_(step).round_().mul_(step)
 
 
+def shift_of(scheme: WeightScheme, zero_points: Tensor) -> Tensor | int:
+    """What levels are shifted by to be codes: the zero points, or a symmetric scheme's one number, which is faster."""
+    return scheme.symmetric_zero_point if scheme.symmetric else zero_points
+
+
 def encode(levels: Tensor, scheme: WeightScheme, zero_point: Tensor | float) -> Tensor:
     """uint8 codes of levels, which must be of the format."""
     if scheme.kind == "int":

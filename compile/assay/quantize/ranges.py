@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from assay.quantize.numbers import E2M1_LARGEST, E4M3_LARGEST, nearest_, power_of_two_scale
+from assay.quantize.numbers import E2M1_LARGEST, E4M3_LARGEST, nearest_, power_of_two_scale, shift_of
 from assay.quantize.schemes import WeightScheme
 from assay.quantize.weights import Grid
 
@@ -96,7 +96,7 @@ def _best_span(
         scale = scale * sign
         if len(spans) == 1:
             return scale, zero_point
-        shift = scheme.symmetric_zero_point if scheme.symmetric else zero_point[:, :, None]
+        shift = shift_of(scheme, zero_point[:, :, None])
         levels = nearest_(grouped / scale[:, :, None], scheme.kind, scheme.bits, shift)
         loss = levels.mul_(scale[:, :, None]).sub_(grouped).square_()
         error = loss.sum(-1) if importance is None else loss.mul_(importance).sum(-1)

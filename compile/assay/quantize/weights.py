@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.quantize.numbers import decode, encode, nearest_
+from assay.quantize.numbers import decode, encode, nearest_, shift_of
 from assay.quantize.schemes import WeightScheme
 
 
@@ -78,22 +78,19 @@ class Grid:
         """Which group an input channel belongs to."""
         return column // self.scheme.group_size if self.scheme.group_size else 0
 
-    @property
-    def shift(self) -> Tensor | int:
-        """What levels are shifted by to be codes: [out, groups, 1], or one number for a symmetric scheme."""
-        return self.scheme.symmetric_zero_point if self.scheme.symmetric else self.zero_points[:, :, None]
-
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         """Round every value of float32 [out, in] to the nearest point."""
         out_features, in_features = weight.shape
         scaled = weight.view(out_features, self.scales.shape[1], -1) / self.scales[:, :, None]
-        levels = nearest_(scaled, self.scheme.kind, self.scheme.bits, self.shift)
+        shift = shift_of(self.scheme, self.zero_points[:, :, None])
+        levels = nearest_(scaled, self.scheme.kind, self.scheme.bits, shift)
         return self.with_levels(levels.view(out_features, in_features))
 
     def with_levels(self, levels: Tensor) -> QuantizedWeight:
         """A weight on this grid; levels: float32 [out, in], each one of the format's."""
         out_features, in_features = levels.shape
         grouped = levels.reshape(out_features, self.scales.shape[1], -1)
-        codes = encode(grouped, self.scheme, self.shift).view(out_features, in_features)
+        shift = shift_of(self.scheme, self.zero_points[:, :, None])
+        codes = encode(grouped, self.scheme, shift).view(out_features, in_features)
         zero_points = None if self.scheme.symmetric else self.zero_points.to(torch.uint8)
         return QuantizedWeight(self.scheme, codes, self.scales, zero_points, self.global_scale)
