@@ -101,3 +101,30 @@ print(before - resident())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 30_000_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
+def test_large_tensors_do_not_keep_each_others_room() -> None:
+    """A first block that is freed makes glibc put the others of its size on the heap, where the last one keeps the room of all."""
+    code = """
+import sys
+from pathlib import Path
+from assay.host import map_large_tensors
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[1] == "mapped":
+    map_large_tensors()
+first = bytearray(b"x" * 10_000_000)
+del first
+blocks = [bytearray(b"x") * 5_000_000 for _ in range(20)]
+del blocks[:-1]
+print(resident())
+"""
+
+    def resident(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert resident("mapped") < resident("left alone") - 50_000_000

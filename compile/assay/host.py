@@ -27,6 +27,8 @@ _PACKAGES = (
     "numpy",
     "compressed-tensors",
 )
+# glibc's malloc.h. A system call for a tensor of 4 MB costs little beside writing it.
+_M_MMAP_THRESHOLD, _LARGE_BYTES = -3, 4_000_000
 _INSTRUCTION_SETS = (
     "avx2",
     "avx_vnni",
@@ -119,6 +121,16 @@ def release_free_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def map_large_tensors() -> None:
+    """From now on give every large tensor memory of its own, which the system has back when the tensor is gone (glibc).
+
+    Left alone, the C library raises its threshold to the largest block that it has seen freed and puts all below it on the heap, where
+    what stays keeps the room of what went: up to 0.2 GB of a job on a model of 0.1 billion parameters, by chance.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def offline_environment() -> dict[str, str]:

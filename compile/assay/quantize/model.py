@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from assay.host import memory_bytes
+from assay.host import map_large_tensors, memory_bytes
 from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import Checkpoint
 from assay.models.decoder import Decoder
@@ -40,7 +40,7 @@ from assay.quantize.transforms import Surveyed, Transformed, find_factors, fold_
 from assay.quantize.weights import Grid
 from assay.recipe import Gptq, Quantize
 
-_TOKENS_PER_BATCH = 2048
+_TOKENS_PER_BATCH = 1024
 COMPARED_SHARE = 0.125
 SURVEYED_SHARE = 0.25
 FEWEST_TOKENS_PER_INPUT = 0.5
@@ -245,6 +245,7 @@ def quantize_model(
 
     tokens: int64 [samples, length] of calibration text.
     """
+    map_large_tensors()
     decoder = Decoder(checkpoint)
     quantizer = _Quantizer(checkpoint, settings)
     layers, head = decoder.layer_count, decoder.architecture.head
