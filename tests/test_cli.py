@@ -23,7 +23,8 @@ import yaml
 
 from assay import __version__
 from assay.cli import app
-from assay.recipe import Recipe, load_recipe
+from assay.recipe import Recipe
+from assay.recipe_file import load_recipe
 
 Assay = Callable[..., CompletedProcess[str]]
 MakeRecipe = Callable[..., Path]

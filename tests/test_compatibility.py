@@ -13,7 +13,8 @@ import pytest
 from assay.compatibility import check_model, shape_problems
 from assay.errors import IntegrityError, Problem, RecipeError
 from assay.models.architectures import DecoderShape, decoder_shape
-from assay.recipe import GroupedScheme, load_recipe
+from assay.recipe import GroupedScheme
+from assay.recipe_file import load_recipe
 
 RECIPE = """\
 version: 1
@@ -281,6 +282,22 @@ def test_every_problem_with_the_model_is_told_at_once(recipe_at: Callable[..., P
     with pytest.raises(RecipeError) as caught:
         check(path)
     assert sorted(problem.line for problem in caught.value.problems) == [7, 10, 13]
+
+
+def test_a_quantized_model_is_a_problem_unless_the_recipe_says_to_make_it_float(recipe_at: Callable[..., Path]) -> None:
+    path = recipe_at(CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(RecipeError, match=r"already quantized \(gptq\).*model\.dequantize: true") as caught:
+        check(path)
+    assert [problem.line for problem in caught.value.problems] == [3]
+    path.write_text(RECIPE.replace("./model}", "./model, dequantize: true}"))
+    assert check(path) == SHAPE
+
+
+def test_a_float_model_needs_no_dequantizing(recipe_at: Callable[..., Path]) -> None:
+    path = recipe_at(CONFIG)
+    path.write_text(RECIPE.replace("./model}", "./model, dequantize: true}"))
+    with pytest.raises(RecipeError, match="says nothing of quantized weights; remove this line"):
+        check(path)
 
 
 def test_a_damaged_model_is_no_fault_of_the_recipe(recipe_at: Callable[..., Path]) -> None:

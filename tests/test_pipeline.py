@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from assay.artifact import bundle_digest, directory_digest, read_manifest
+from assay.artifact import MANIFEST_NAME, bundle_digest, directory_digest, read_manifest
 from assay.build import build_candidate
 from assay.conclusion import judge_again, publish_run
-from assay.errors import AssayError, IntegrityError, PublishRefusedError, UsageError
+from assay.errors import AssayError, IntegrityError, NotSupportedError, PublishRefusedError, UsageError
 from assay.files import canonical_json, read_json, readable_json, sha256_bytes, sha256_file
 from assay.host import package_versions
 from assay.job import resolve
 from assay.pipeline import Outcome, compile_recipe
 from assay.progress import Progress
 from assay.quantize.model import quantize_model
-from assay.recipe import load_recipe
+from assay.recipe_file import load_recipe
 from assay.registry.inspection import verify
 from assay.registry.pull import pull
 from assay.workspace import Workspace
@@ -275,6 +275,19 @@ def test_a_pickle_is_never_handed_to_the_builder(tmp_path: Path, make_recipe: Ma
     with pytest.raises(UsageError, match=r"pytorch_model\.bin is a pickle, which Assay never loads"):
         compile_(recipe, tmp_path / "artifacts")
     assert not any((tmp_path / "artifacts/cache").glob("*"))
+
+
+def test_a_quantized_model_is_made_float_first_when_the_recipe_says_so(
+    tiny: Tiny, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(tmp_path, model=tiny.outcome.run / "artifact")
+    with pytest.raises(NotSupportedError, match="already quantized"):
+        compile_(recipe, tmp_path / "artifacts")
+    recipe.write_text(recipe.read_text().replace('"./model"', '"./model", "dequantize": true'))
+    run = compile_(recipe, tmp_path / "artifacts").run
+    notes = json.loads((run / "artifact" / MANIFEST_NAME).read_bytes())["fallbacks"]
+    assert "the source was quantized (compressed-tensors) and was made bfloat16 first" in notes[0]
+    assert notes[0] in (run / "report.html").read_text()
 
 
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:

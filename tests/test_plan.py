@@ -13,7 +13,7 @@ from assay.errors import RecipeError, UsageError
 from assay.pipeline import compile_recipe
 from assay.plan import Plan, plan_recipe
 from assay.progress import Progress
-from assay.recipe import load_recipe
+from assay.recipe_file import load_recipe
 from assay.workspace import Workspace
 
 MakeRecipe = Callable[..., Path]

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from assay.errors import EXIT_USAGE, RecipeError
-from assay.recipe import QUALITY_GATES, Gate, Recipe, load_recipe
+from assay.recipe import QUALITY_GATES, Gate, Recipe
 from assay.recipe_errors import MAX_PROBLEMS
+from assay.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 
@@ -123,7 +124,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "24: unknown key 'Publish' (did you mean 'publish'?); allowed: version, name, model, calibration, "
             "quantize, target, evaluate, gate, publish.",
         ),
-        ("revision: main", "branch: main", "5: unknown key 'branch'; allowed: source, revision."),
+        ("revision: main", "branch: main", "5: unknown key 'branch'; allowed: source, revision, dequantize."),
         ("max: 0.1", "maximum: 0.1, max: 0.1", "22: unknown key 'maximum' (did you mean 'max'?); allowed: max."),
         ("tokens: 100", "token: 100", "17: unknown key 'token' (did you mean 'tokens'?); allowed: metric, tokens."),
         ("seed: 0", "python-docs: 0", "6: unknown key 'python-docs'; allowed: source, samples, length, seed."),
@@ -275,6 +276,11 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "13: scheme none leaves the weights as they are; remove group_size.",
         ),
         ("hf:org/name", "./model.gguf", "5: only an hf: source has revisions; remove this line."),
+        (
+            "hf:org/name\n  revision: main",
+            "./model.gguf\n  dequantize: true",
+            "5: a GGUF file is always made float first; remove this line.",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_is_allowed(file: Path, old: str, new: str, problem: str) -> None:
@@ -409,8 +415,8 @@ def test_reading_a_recipe_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys, time; from pathlib import Path; start = time.process_time(); import pydantic, yaml\n"
         "type('Model', (pydantic.BaseModel,), {})\n"
-        "libraries = time.process_time() - start; import assay.recipe\n"
-        "assay.recipe.load_recipe(Path(sys.argv[1]))\n"
+        "libraries = time.process_time() - start; import assay.recipe_file\n"
+        "assay.recipe_file.load_recipe(Path(sys.argv[1]))\n"
         "print(time.process_time() - start, libraries, *({'torch', 'numpy', 'transformers', 'gguf'} & sys.modules.keys()))"
     )
     seconds: list[tuple[float, float]] = []

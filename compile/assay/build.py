@@ -8,6 +8,7 @@ from typing import Any
 from assay.artifact import LOCK_NAME, MANIFEST_NAME, MANIFEST_VERSION
 from assay.files import readable_json
 from assay.job import Job
+from assay.models.architectures import quantized_by, read_config
 from assay.quantize.model import quantize_model
 from assay.quantize.schemes import assign_schemes, weight_scheme
 from assay.quantize.store import LayerStore, QuantizedLayer
@@ -90,6 +91,12 @@ def artifact_manifest(job: Job, quantized: QuantizedLayer, realization: Realizat
 def _notes(job: Job, realization: Realization) -> list[str]:
     """Everything that is not as the plain reading of the recipe: skipped layers, changed parameters."""
     notes: list[str] = []
+    if job.located.dequantize:
+        made = str(job.checkpoint.weight_dtype).removeprefix("torch.")
+        notes.append(
+            f"the source was quantized ({quantized_by(read_config(job.located.path))}) and was made {made} first: the baseline is that "
+            "model, not the one it was made of."
+        )
     schemes = assign_schemes(job.recipe.quantize, job.checkpoint.shape).schemes
     skipped = [linear.name for linear in job.checkpoint.shape.linears if linear.name not in schemes]
     if skipped:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from assay.compatibility import check_model
 from assay.errors import AssayError, Problem, RecipeError, UsageError
-from assay.recipe import load_recipe
+from assay.recipe_file import load_recipe
 
 
 @dataclass(frozen=True)

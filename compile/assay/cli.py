@@ -84,7 +84,7 @@ def plan(
 ) -> None:
     """Show what compiling a recipe would do: stages, what is cached, time and memory, and what its samples can detect."""
     from assay.plan import plan_recipe
-    from assay.recipe import load_recipe
+    from assay.recipe_file import load_recipe
 
     output = Output(json, quiet)
     loaded, document = load_recipe(recipe, tuple(assignments or ()))
@@ -106,7 +106,7 @@ def compile_(
 ) -> None:
     """Quantize, compile, measure against the baseline, judge, report; publish on PASS. Run again, it goes on where it stopped."""
     from assay.compatibility import check_model
-    from assay.recipe import load_recipe
+    from assay.recipe_file import load_recipe
 
     output = Output(json, quiet)
     loaded, document = load_recipe(recipe, tuple(assignments or ()))

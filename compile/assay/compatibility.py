@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from assay.errors import Problem, RecipeError, UsageError
-from assay.models.architectures import DecoderShape, LinearShape, decoder_shape
+from assay.models.architectures import DecoderShape, LinearShape, already_quantized, decoder_shape, quantized_by
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.recipe import CheckpointTarget, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe
@@ -25,9 +25,18 @@ def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> 
         located = locate(recipe.model, base, fetch)
         if located is None:
             return None
-        shape = decoder_shape(configuration(located), recipe.model.source)
+        found = configuration(located)
+        shape = decoder_shape(found, recipe.model.source)
     except UsageError as error:
         raise RecipeError([document.problem(("model", "source"), str(error))]) from error
+    method = quantized_by(found)
+    if method and not recipe.model.dequantize:
+        raise RecipeError(
+            [document.problem(("model", "source"), f"{recipe.model.source}: {already_quantized(method)}")]
+        )
+    if recipe.model.dequantize and not method:
+        message = "config.json says nothing of quantized weights; remove this line."
+        raise RecipeError([document.problem(("model", "dequantize"), message)])
     if problems := shape_problems(recipe, shape, document):
         raise RecipeError(problems)
     return shape

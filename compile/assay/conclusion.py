@@ -8,7 +8,8 @@ from pathlib import Path
 from assay.artifact import LOCK_NAME, directory_digest, read_manifest
 from assay.errors import IntegrityError, UsageError
 from assay.files import canonical_json, read_json, sha256_bytes
-from assay.recipe import Evaluate, Gate, load_recipe
+from assay.recipe import Evaluate, Gate
+from assay.recipe_file import load_recipe
 from assay.registry.publish import Receipt, publish
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge

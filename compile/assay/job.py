@@ -17,6 +17,7 @@ from assay.errors import AssayError
 from assay.files import canonical_json, sha256_bytes, sha256_file
 from assay.host import code_digest, cores, cpu_facts, package_versions
 from assay.models.checkpoint import Checkpoint
+from assay.models.dequantized import write_dequantized
 from assay.models.gguf_convert import convert_gguf
 from assay.models.source import HUB_PATTERNS, Located, locate
 from assay.recipe import Recipe
@@ -131,15 +132,17 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def _float_directory(located: Located, workspace: Workspace) -> Path:
-    if not located.is_gguf:
+    if located.is_float:
         return located.path
-    return workspace.build(source_stage(located.path), lambda partial: convert_gguf(located.path, partial))
+    convert = convert_gguf if located.is_gguf else write_dequantized
+    return workspace.build(source_stage(located), lambda partial: convert(located.path, partial))
 
 
-def source_stage(gguf: Path) -> Stage:
-    """The stage that makes a GGUF file a float checkpoint."""
-    tools = _some(package_versions(), "torch", "transformers", "gguf", "safetensors")
-    return Stage("source", {"code": code_digest("assay.models"), "gguf": sha256_file(gguf), "tools": tools})
+def source_stage(located: Located) -> Stage:
+    """The stage that makes a GGUF file, or a quantized checkpoint, a float checkpoint."""
+    tools = _some(package_versions(), "torch", "transformers", "gguf", "safetensors", "compressed-tensors")
+    held = sha256_file(located.path) if located.is_gguf else _directory_digest(located.path)
+    return Stage("source", {"code": code_digest("assay.models"), "model": held, "tools": tools})
 
 
 def _directory_digest(directory: Path) -> str:

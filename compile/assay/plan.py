@@ -74,13 +74,13 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
     space = Workspace(workspace, progress)
     seconds = _seconds(recipe, shape, _matrix_speed())
     cached = dict.fromkeys(seconds, False)
-    if not located.is_gguf:
+    if located.is_float:
         del seconds["source"], cached["source"]
-    if not located.is_gguf or space.holds(source_stage(located.path)):
+    if located.is_float or space.holds(source_stage(located)):
         job = resolve(recipe, base, space)
         check_evaluation(job)
         stages = {"quantize": job.quantize_stage, "baseline": job.baseline_stage, "compile": job.candidate_stage}
-        cached |= {"source": True} if located.is_gguf else {}
+        cached |= {} if located.is_float else {"source": True}
         cached |= {name: space.holds(stage) for name, stage in stages.items()}
         if cached["compile"] and cached["baseline"]:
             measured = measure_stages(job, space)

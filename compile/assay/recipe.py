@@ -1,21 +1,12 @@
-"""The recipe: everything one job says, as strict frozen data. Imports no torch.
-
-`load_recipe` reads a YAML file, checks it against the schema below and against itself (a gate needs its metric), and
-raises one RecipeError with every problem found and its line. What needs the model or the machine is checked elsewhere.
-"""
+"""The recipe: everything one job says, as strict frozen data (recipe_file.py reads it). Imports no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from assay.errors import NotSupportedError, Problem, RecipeError
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe_errors import explain
-from assay.recipe_yaml import Document, Location, apply_overrides, read_document
-from assay.registry.reference import local_directory
 
 GroupedScheme = Literal["W4A16", "W4A16_ASYM", "W8A16"]
 FixedScheme = Literal[
@@ -46,6 +37,7 @@ class Model(Strict):
         ),
     ]
     revision: Annotated[str, Field(min_length=1, description="branch, tag or commit of an hf: source")] | None = None
+    dequantize: bool = False
 
 
 class PythonDocs(Strict):
@@ -362,69 +354,3 @@ class Recipe(Strict):
 
 
 QUALITY_GATES = ("kl_divergence", "top1_agreement", "cloze_accuracy")
-
-
-def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe, Document]:
-    """Read and check a recipe file; RecipeError names every problem with its line.
-
-    assignments: `a.b=value` overrides, applied before validation.
-    """
-    document = apply_overrides(read_document(path), assignments)
-    try:
-        recipe = Recipe.model_validate_json(canonical_json(document.data))
-    except ValidationError as error:
-        raise RecipeError(explain(error, document, Recipe)) from error
-    if problems := _contradictions(recipe, document):
-        raise RecipeError(problems)
-    return recipe, document
-
-
-def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
-    """Things that are each well-formed and cannot be true together."""
-    problems: list[Problem] = []
-
-    def add(location: Location, message: str) -> None:
-        problems.append(document.problem(location, message))
-
-    measured = {metric.metric for metric in (*recipe.evaluate.quality, *recipe.evaluate.speed)}
-    for name in recipe.gate.declared():
-        if name not in measured:
-            where = "quality" if name in QUALITY_GATES else "speed"
-            add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
-    if not any(name in QUALITY_GATES for name in recipe.gate.declared()):
-        add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}.")
-    for kind in ("quality", "speed"):
-        names = [metric.metric for metric in getattr(recipe.evaluate, kind)]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
-    chosen: list[tuple[Location, Scheme | Override]] = [(("quantize",), recipe.quantize)]
-    chosen += [(("quantize", "overrides", index), override) for index, override in enumerate(recipe.quantize.overrides)]
-    for location, part in chosen:
-        if part.group_size is None or part.scheme in get_args(GroupedScheme):
-            continue
-        if part.scheme == "none":
-            add((*location, "group_size"), "scheme none leaves the weights as they are; remove group_size.")
-        else:
-            add(
-                (*location, "group_size"),
-                f"the scheme {part.scheme} fixes which weights share a scale; remove group_size.",
-            )
-    if recipe.quantize.strength is not None and recipe.quantize.transform != "smoothquant":
-        add(("quantize", "strength"), "strength belongs to transform: smoothquant; remove it, or name that transform.")
-    if recipe.model.revision and not recipe.model.source.startswith("hf:"):
-        add(("model", "revision"), "only an hf: source has revisions; remove this line.")
-    if isinstance(recipe.target, CheckpointTarget):
-        for index, metric in enumerate(recipe.evaluate.speed):
-            if metric.metric != "size_on_disk":
-                message = (
-                    f"{metric.metric} means nothing for {recipe.target.format} here: transformers, which evaluates it, computes with "
-                    "dequantized weights, as no serving engine does. Remove it; size_on_disk can be measured."
-                )
-                add(("evaluate", "speed", index), message)
-    if recipe.publish is not None:
-        try:
-            local_directory(recipe.publish.registry)
-        except NotSupportedError as error:
-            add(("publish", "registry"), str(error))
-    return sorted(problems, key=lambda problem: problem.line)

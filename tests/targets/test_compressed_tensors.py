@@ -18,7 +18,6 @@ from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import Recipe
-from assay.targets import checkpoint_writer
 from assay.targets import compressed_tensors as target
 from assay.targets import compressed_tensors_formats as formats
 from assay.targets.realized import verify
@@ -253,7 +252,7 @@ def test_shards_hold_the_same_model(
     recipe = recipe_for(FORMAT, scheme="W4A16_ASYM", overrides=HEAD_8)
     single, _ = bench.build(recipe, "llama")
     limit = 3000
-    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", limit)
+    monkeypatch.setattr("assay.models.shards.SHARD_BYTES", limit)
     directory, _ = bench.build(recipe, "llama")
 
     index = json.loads((directory / "model.safetensors.index.json").read_text())
@@ -282,7 +281,7 @@ def test_shards_hold_the_same_model(
 def test_a_baseline_in_shards_stays_a_checkpoint(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from assay.models.checkpoint import Checkpoint
 
-    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr("assay.models.shards.SHARD_BYTES", 100_000)
     checkpoint = bench.checkpoint("qwen2")
     target.build_baseline(checkpoint, tmp_path)
     again = Checkpoint(tmp_path)

@@ -295,6 +295,22 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def quantized_by(config: Mapping[str, Any]) -> str | None:
+    """What config.json says that the weights were quantized by, None for float ones."""
+    settings = config.get("quantization_config")
+    if not settings:
+        return None
+    return str((settings.get("quant_method") if isinstance(settings, Mapping) else None) or "an unknown method")
+
+
+def already_quantized(method: str) -> str:
+    """The refusal of a quantized checkpoint."""
+    return (
+        f"the checkpoint is already quantized ({method}); quantizing it again would compound two errors. Start from the original "
+        "weights; where they are not to be had, model.dequantize: true makes these float first, and the manifest says so."
+    )
+
+
 def architecture_of(config: Mapping[str, Any], place: str, rows: Mapping[str, Architecture]) -> Architecture:
     """The row for a config.json; NotSupportedError for anything else."""
     if config.get("auto_map"):

@@ -9,6 +9,7 @@ Nothing is unpickled, no model code is run, and a tensor that holds NaN or infin
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
 from assay.files import read_json
-from assay.models.architectures import DecoderShape, decoder_shape, read_config
+from assay.models.architectures import DecoderShape, already_quantized, decoder_shape, quantized_by, read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,7 +41,7 @@ TOKENIZER_FILES = (
 _VALUES_AT_ONCE = 1 << 24
 # transformers' tensors of all experts of a layer, and the Linears that are stacked in each.
 _FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,8 @@ class Checkpoint:
     ) -> None:
         self.directory = directory
         self.config: dict[str, Any] = read_config(directory)
-        if settings := self.config.get("quantization_config"):
-            kind = (settings.get("quant_method") if isinstance(settings, dict) else None) or "an unknown method"
-            raise NotSupportedError(
-                f"{directory}: the checkpoint is already quantized ({kind}); quantizing it again would compound two errors. "
-                "Start from the original weights."
-            )
+        if method := quantized_by(self.config):
+            raise NotSupportedError(f"{directory}: {already_quantized(method)}")
         self.shape: DecoderShape = shape_of(self.config, str(directory))
         if not (directory / "tokenizer.json").is_file() and not (directory / "tokenizer.model").is_file():
             raise UsageError(f"{directory}: no tokenizer.json or tokenizer.model; the tokenizer belongs to the model.")
@@ -83,7 +80,7 @@ class Checkpoint:
         """
         held: dict[Path, set[str]] = {}
         for path in sorted(set(self.files.values())):
-            with self._open(path) as tensors:
+            with open_tensors(path) as tensors:
                 held[path] = set(tensors.keys())
         for name, path in self.files.items():
             if (stored := self._places[name].name) not in held[path]:
@@ -118,7 +115,7 @@ class Checkpoint:
         stored = self._read(name)
         if tuple(stored.shape) != shape:
             raise _misshapen(self.files[name], name, stored.shape, shape)
-        if stored.dtype not in _FLOATS:
+        if stored.dtype not in FLOATS:
             raise NotSupportedError(
                 f"{self.files[name]}: the tensor {name} is stored as {str(stored.dtype).removeprefix('torch.')}, as in a "
                 "quantized checkpoint; start from the original float weights."
@@ -139,7 +136,7 @@ class Checkpoint:
         if name not in self._places:
             raise IntegrityError(f"{self.directory}: the tensor {name} is missing from the checkpoint.")
         place = self._places[name]
-        with self._open(place.file) as tensors:
+        with open_tensors(place.file) as tensors:
             if place.name not in set(tensors.keys()):
                 raise IntegrityError(f"{place.file}: lacks the tensor {place.name}, which {INDEX} places there.")
             if not place.part:
@@ -153,7 +150,9 @@ class Checkpoint:
     def _places(self) -> dict[str, _Place]:
         """Where each tensor is, by its name on the Hub."""
         return {
-            name: place for stored, file in self._stored_files().items() for name, place in self._held(stored, file)
+            name: place
+            for stored, file in stored_files(self.directory).items()
+            for name, place in self._held(stored, file)
         }
 
     def _held(self, stored: str, file: Path) -> Iterator[tuple[str, _Place]]:
@@ -171,28 +170,37 @@ class Checkpoint:
                 part = (expert, slice(position * rows, (position + 1) * rows))
                 yield f"{module}.weight", _Place(file, stored, part, (count, len(matrices) * rows, columns))
 
-    def _stored_files(self) -> dict[str, Path]:
-        """Tensor name as stored → the safetensors file that holds it."""
-        single, index = self.directory / SINGLE, self.directory / INDEX
-        if single.is_file():
-            with self._open(single) as tensors:
-                return dict.fromkeys(tensors.keys(), single)
-        if not index.is_file():
-            pickled = sorted(path.name for path in self.directory.glob("*.bin"))
-            hint = f" {pickled[0]} is a pickle, which Assay never loads: convert it to safetensors." if pickled else ""
-            raise UsageError(f"{self.directory}: no {SINGLE} and no {INDEX}.{hint}")
-        files = {name: self.directory / file for name, file in _weight_map(index).items()}
-        for missing in sorted({path for path in files.values() if not path.is_file()}):
-            raise IntegrityError(f"{missing}: named by {INDEX} but not there; the download is not complete.")
-        return files
 
-    def _open(self, path: Path) -> Any:
-        try:
-            return safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise IntegrityError(
-                f"{path}: not a complete safetensors file ({error}); fetch the model again."
-            ) from error
+def stored_files(directory: Path) -> dict[str, Path]:
+    """Tensor name as stored → the safetensors file that holds it."""
+    single, index = directory / SINGLE, directory / INDEX
+    if single.is_file():
+        with open_tensors(single) as tensors:
+            return dict.fromkeys(tensors.keys(), single)
+    if not index.is_file():
+        pickled = sorted(path.name for path in directory.glob("*.bin"))
+        hint = f" {pickled[0]} is a pickle, which Assay never loads: convert it to safetensors." if pickled else ""
+        raise UsageError(f"{directory}: no {SINGLE} and no {INDEX}.{hint}")
+    files = {name: directory / file for name, file in _weight_map(index).items()}
+    for missing in sorted({path for path in files.values() if not path.is_file()}):
+        raise IntegrityError(f"{missing}: named by {INDEX} but not there; the download is not complete.")
+    return files
+
+
+def open_tensors(path: Path) -> Any:
+    """A safetensors file, memory-mapped; IntegrityError when it is not whole."""
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not a complete safetensors file ({error}); fetch the model again.") from error
+
+
+def copy_tokenizer(directory: Path, destination: Path) -> None:
+    """Begin a model's directory with the tokenizer's files of another, byte for byte."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, destination / name)
 
 
 def _modern(name: str) -> str:

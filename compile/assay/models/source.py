@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,23 @@ _GGUF_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen
 
 @dataclass(frozen=True)
 class Located:
-    """A model found on this machine: a Hugging Face directory, or a GGUF file that has yet to be converted.
+    """A model found on this machine: a Hugging Face directory, or a GGUF file.
 
-    commit: the Hub commit that the directory holds, None for local sources.
+    commit: the Hub commit that the directory holds, None for local sources.  dequantize: whether it holds a quantized checkpoint.
     """
 
     path: Path
     commit: str | None = None
+    dequantize: bool = False
 
     @property
     def is_gguf(self) -> bool:
         return self.path.suffix.lower() == ".gguf"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it can be used as it is."""
+        return not (self.is_gguf or self.dequantize)
 
 
 def locate(model: Model, base: Path, fetch: bool = True) -> Located | None:
@@ -44,10 +50,11 @@ def locate(model: Model, base: Path, fetch: bool = True) -> Located | None:
     if kind == "package" and rest:
         return Located(_package_file(rest))
     if kind == "hf" and rest:
-        return _hub_snapshot(rest, model.revision, fetch)
+        snapshot = _hub_snapshot(rest, model.revision, fetch)
+        return snapshot and replace(snapshot, dequantize=model.dequantize)
     path = base / model.source
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
-        return Located(path.resolve())
+        return Located(path.resolve(), dequantize=model.dequantize)
     what = "is neither a directory nor a .gguf file" if path.exists() else "does not exist"
     raise UsageError(f"model.source {model.source}: {path} {what}; relative paths start from the recipe's directory.")
 

@@ -7,30 +7,27 @@ Everything else is the source's, byte for byte: tokenizer, chat template, and th
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.errors import AssayError
 from assay.files import readable_json
 from assay.lazily import Lazily
 from assay.models.architectures import DecoderShape, LinearShape
-from assay.models.checkpoint import INDEX, SINGLE, TOKENIZER_FILES, Checkpoint
+from assay.models.checkpoint import Checkpoint, copy_tokenizer
+from assay.models.shards import save_shards
 from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import QuantizedLayer, QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import Recipe
 from assay.targets.realized import Realization, StoredLinear, verify
 from assay.targets.refusals import check_format
-
-SHARD_BYTES = 2 << 30
 
 Configuration = dict[str, Any]
 # A module's tensor by the last part of its name.
@@ -103,14 +100,14 @@ class CheckpointFormat:
         assigned = assign_schemes(recipe.quantize, shape).schemes
         check_format(self.name, shape, assigned)
         dtype, notes = _scale_dtype(self, quantized.modules, checkpoint.weight_dtype)
-        _start(checkpoint, destination)
+        copy_tokenizer(checkpoint.directory, destination)
         quantization = self.configure(Contents(shape, assigned, recipe.quantize.kv_cache is not None))
         config = checkpoint.config | {"quantization_config": quantization}
         if shape.architecture.head in assigned:
             config["tie_word_embeddings"] = False
         for name, content in ({"config.json": config} | dict(self.files(quantization))).items():
             (destination / name).write_bytes(readable_json(content))
-        _save(_tensors(self, checkpoint, quantized, dtype), destination)
+        save_shards(_tensors(self, checkpoint, quantized, dtype), destination)
         rendered = Lazily(quantized.modules, lambda name: self.rendered(quantized.modules[name]))
         notes += self.notes(assigned.values())
         return verify(shape, assigned, rendered, self.read_back(destination, shape), notes)
@@ -144,9 +141,9 @@ class CheckpointFormat:
 
 def build_baseline(checkpoint: Checkpoint, destination: Path) -> None:
     """Copy the unquantized checkpoint."""
-    _start(checkpoint, destination)
+    copy_tokenizer(checkpoint.directory, destination)
     (destination / "config.json").write_bytes(readable_json(checkpoint.config))
-    _save(((name, checkpoint.stored(name)) for name in sorted(checkpoint.files)), destination)
+    save_shards(((name, checkpoint.stored(name)) for name in sorted(checkpoint.files)), destination)
 
 
 def _scale_dtype(
@@ -166,14 +163,6 @@ def _scale_dtype(
     return torch.float16, ()
 
 
-def _start(checkpoint: Checkpoint, destination: Path) -> None:
-    """The directory with the tokenizer's files."""
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (checkpoint.directory / name).is_file():
-            shutil.copyfile(checkpoint.directory / name, destination / name)
-
-
 def _tensors(
     form: CheckpointFormat, checkpoint: Checkpoint, quantized: QuantizedLayer, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
@@ -187,49 +176,3 @@ def _tensors(
             yield form.rename(name, quantized.tensors[name])
         else:
             yield name, checkpoint.stored(name)
-
-
-@dataclass
-class _Shards:
-    """Safetensors files of at most SHARD_BYTES each, one written when the next begins."""
-
-    destination: Path
-    names: list[list[str]] = field(default_factory=list[list[str]])
-    pending: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    pending_bytes: int = 0
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        if self.pending_bytes + tensor.nbytes > SHARD_BYTES:
-            self.flush()
-        self.pending[name] = tensor.clone(memory_format=torch.contiguous_format)
-        self.pending_bytes += tensor.nbytes
-
-    def flush(self) -> None:
-        if self.pending:
-            path = self.path(len(self.names))
-            save_file(self.pending, path, metadata={"format": "pt"})
-            path.chmod(0o644)
-            self.names.append(list(self.pending))
-        self.pending, self.pending_bytes = {}, 0
-
-    def path(self, index: int) -> Path:
-        return self.destination / f"shard-{index}.safetensors"
-
-
-def _save(tensors: Iterator[tuple[str, Tensor]], destination: Path) -> None:
-    """Write safetensors, in shards, with an index when there is more than one."""
-    shards, total = _Shards(destination), 0
-    for name, tensor in tensors:
-        shards.add(name, tensor)
-        total += tensor.nbytes
-    shards.flush()
-    count = len(shards.names)
-    if count == 1:
-        shards.path(0).rename(destination / SINGLE)
-        return
-    placed: dict[str, str] = {}
-    for index, names in enumerate(shards.names):
-        file = f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-        shards.path(index).rename(destination / file)
-        placed |= dict.fromkeys(names, file)
-    (destination / INDEX).write_bytes(readable_json({"metadata": {"total_size": total}, "weight_map": placed}))

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from assay.errors import AssayError
+from assay.models.dequantized import dequantize
 from assay_evals.runtimes.base import Generated, check_length, runtime_version
-from assay_evals.runtimes.dequantized import dequantize
 
 
 class TransformersRuntime:
@@ -109,7 +110,10 @@ def _load(directory: Path) -> tuple[Any, dict[int, tuple[float, float]]]:
     family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     source, weights, quantized = directory, None, None
     if quantization := getattr(config, "quantization_config", None):
-        source, quantized = None, dequantize(directory, quantization)
+        tensors: dict[str, torch.Tensor] = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            tensors |= load_file(path)
+        source, quantized = None, dequantize(directory, quantization, tensors)
         weights = quantized.weights
         del config.quantization_config
     model, report = family.from_pretrained(

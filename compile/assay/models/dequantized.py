@@ -1,26 +1,30 @@
 """Quantized Hugging Face checkpoints made float again: what their files say, by code that did not write them.
 
-Packages that read a format are asked: compressed-tensors for its own, for AWQ, and for what becomes of activations. GPTQ and ModelOpt,
-which none here reads, are dequantized by their definition. All in float32, so that weights are exactly what the files say.
+Packages that read a format are asked: compressed-tensors for its own, for AWQ, and for what becomes of activations. GPTQ, ModelOpt and
+fine-grained fp8, which none here reads, are dequantized by their definition. All in float32, so that weights are exactly what the files say.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from assay.errors import UsageError
-from assay.models.architectures import ARCHITECTURES
+from assay.errors import IntegrityError, NotSupportedError, UsageError
+from assay.files import readable_json
+from assay.models.architectures import ARCHITECTURES, read_config
+from assay.models.checkpoint import FLOATS, copy_tokenizer, open_tensors, stored_files
 from assay.models.experts import SeparateExperts
+from assay.models.shards import save_shards
 
 _INPUTS = re.compile(r"\.input(_global)?_scale$")
 _CACHE = re.compile(r"\.layers\.(\d+)\..*\.([kv])_scale$")
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Tensors = dict[str, Tensor]
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], Tensor]
 
@@ -39,14 +43,17 @@ class Dequantized(Protocol):
         ...
 
 
-def dequantize(directory: Path, quantization: dict[str, Any]) -> Dequantized:
-    """Read a checkpoint directory; quantization: its quantization_config.  ValueError for a method that is not known here."""
+def dequantize(directory: Path, quantization: Mapping[str, Any], tensors: Tensors) -> Dequantized:
+    """Make tensors of a checkpoint float; they are used up.
+
+    quantization: the quantization_config of the directory's config.json.  tensors: all of each module that is there.
+    NotSupportedError for a method that is not known here.
+    """
     method = quantization.get("quant_method")
     if method not in _METHODS:
-        raise ValueError(f"there is no reader of quant_method {method}; this release has {', '.join(_METHODS)}")
-    tensors: Tensors = {}
-    for path in sorted(directory.glob("*.safetensors")):
-        tensors |= load_file(path)
+        raise NotSupportedError(
+            f"{directory}: there is no reader of quant_method {method}; this release has {', '.join(_METHODS)}."
+        )
     try:
         return _METHODS[method](directory, quantization, tensors)
     except ImportError as error:
@@ -55,10 +62,51 @@ def dequantize(directory: Path, quantization: dict[str, Any]) -> Dequantized:
         ) from error
 
 
+def write_dequantized(directory: Path, destination: Path) -> None:
+    """Write a quantized checkpoint as a float one, in the dtype that its config.json names, module by module.
+
+    Scales of activations and of the key/value cache are left out: nothing of the new checkpoint is quantized.
+    """
+    config = read_config(directory)
+    quantization = config.pop("quantization_config")
+    dtype = _DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))), torch.bfloat16)
+    copy_tokenizer(directory, destination)
+    (destination / "config.json").write_bytes(readable_json(config))
+    save_shards(_float_tensors(directory, quantization, dtype), destination)
+
+
+def _float_tensors(
+    directory: Path, quantization: Mapping[str, Any], dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    places = stored_files(directory)
+    # By module first: in the order of whole names, those of its children lie between.
+    ordered = sorted(places, key=lambda name: name.rpartition("."))
+    for module, names in groupby(ordered, lambda name: name.rpartition(".")[0]):
+        tensors: Tensors = {}
+        for name in names:
+            with open_tensors(places[name]) as file:
+                tensors[name] = file.get_tensor(name)
+        try:
+            weights = dequantize(directory, quantization, tensors).weights
+        except (KeyError, ValueError, RuntimeError) as error:
+            # What a method's reader says of tensors that it does not expect depends on what they are.
+            raise IntegrityError(
+                f"{directory}: the tensors of {module} are not what quant_method {quantization['quant_method']} makes of a module "
+                f"({type(error).__name__}: {error})."
+            ) from error
+        for name, value in sorted(weights.items()):
+            if value.dtype not in FLOATS:
+                kind = str(value.dtype).removeprefix("torch.")
+                raise IntegrityError(
+                    f"{directory}: {name} is {kind}, and no scale beside it says what its values are; the checkpoint is damaged."
+                )
+            yield name, value.to(dtype)
+
+
 class _CompressedTensors:
     """As the package compressed-tensors reads it."""
 
-    def __init__(self, directory: Path, _: dict[str, Any], tensors: Tensors) -> None:
+    def __init__(self, directory: Path, _: Mapping[str, Any], tensors: Tensors) -> None:
         from compressed_tensors.entrypoints.convert import CompressedTensorsDequantizer
 
         self._inputs = {name: tensors.pop(name).float() for name in list(tensors) if _INPUTS.search(name)}
@@ -97,7 +145,7 @@ class _CompressedTensors:
 class _ModelOpt:
     """FP8: level · weight_scale.  NVFP4: level · (weight_scale · weight_scale_2)."""
 
-    def __init__(self, _: Path, quantization: dict[str, Any], tensors: Tensors) -> None:
+    def __init__(self, _: Path, quantization: Mapping[str, Any], tensors: Tensors) -> None:
         from compressed_tensors.quantization import preset_name_to_scheme
 
         self._grouped = quantization["quant_algo"] == "NVFP4"
@@ -125,6 +173,29 @@ class _ModelOpt:
             linears[name].register_forward_pre_hook(_fake_quantize(self._arguments, static, shared))
 
 
+class _Fp8:
+    """Fine-grained fp8, as DeepSeek and Qwen publish it: level · weight_scale_inv, one for each block; inputs in groups of 128."""
+
+    def __init__(self, _: Path, quantization: Mapping[str, Any], tensors: Tensors) -> None:
+        from compressed_tensors.quantization import preset_name_to_scheme
+
+        self._arguments = preset_name_to_scheme("FP8_BLOCK", ["Linear"]).input_activations
+        self.cache_scales: dict[int, tuple[float, float]] = {}
+        self.weights = tensors
+        rows, columns = quantization["weight_block_size"]
+        suffix = ".weight_scale_inv"
+        self._quantized = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+        for name in self._quantized:
+            scale, weight = tensors.pop(f"{name}{suffix}").float(), tensors[f"{name}.weight"].float()
+            spread = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+            tensors[f"{name}.weight"] = weight * spread[: len(weight), : weight.shape[1]]
+
+    def quantize_activations(self, model: Any) -> None:
+        linears = _linears(model)
+        for name in self._quantized:
+            linears[name].register_forward_pre_hook(_fake_quantize(self._arguments, None, None))
+
+
 class _Integers:
     """Weights alone are quantized.  weight: makes one of a module's tensors, which it takes by the last part of their names."""
 
@@ -138,12 +209,12 @@ class _Integers:
         """Activations stay floats."""
 
 
-def _awq(_: Path, quantization: dict[str, Any], tensors: Tensors) -> Dequantized:
+def _awq(_: Path, quantization: Mapping[str, Any], tensors: Tensors) -> Dequantized:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.entrypoints.convert import AutoAWQConverter
     from compressed_tensors.quantization import QuantizationScheme
 
-    converter = AutoAWQConverter.from_autoawq_config(quantization)
+    converter = AutoAWQConverter.from_autoawq_config(dict(quantization))
     group_size = quantization["group_size"]
     grouped = {"strategy": "group", "group_size": group_size} if group_size > 0 else {"strategy": "channel"}
     weights = {"num_bits": quantization["bits"], "symmetric": False} | grouped
@@ -160,7 +231,7 @@ def _awq(_: Path, quantization: dict[str, Any], tensors: Tensors) -> Dequantized
     return _Integers(tensors, weight)
 
 
-def _gptq(_: Path, quantization: dict[str, Any], tensors: Tensors) -> Dequantized:
+def _gptq(_: Path, quantization: Mapping[str, Any], tensors: Tensors) -> Dequantized:
     bits = quantization["bits"]
     shifts, mask = torch.arange(0, 32, bits), (1 << bits) - 1
     # checkpoint_format "gptq" stores zero points less one.
@@ -176,11 +247,12 @@ def _gptq(_: Path, quantization: dict[str, Any], tensors: Tensors) -> Dequantize
     return _Integers(tensors, weight)
 
 
-_METHODS: dict[str, Callable[[Path, dict[str, Any], Tensors], Dequantized]] = {
+_METHODS: dict[str, Callable[[Path, Mapping[str, Any], Tensors], Dequantized]] = {
     "compressed-tensors": _CompressedTensors,
     "awq": _awq,
     "gptq": _gptq,
     "modelopt": _ModelOpt,
+    "fp8": _Fp8,
 }
 
 
