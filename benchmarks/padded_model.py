@@ -8,6 +8,7 @@ More channels would change a norm's mean: its weights shrink by as much, which b
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from itertools import count
@@ -31,13 +32,15 @@ def padded_config(config: dict[str, Any]) -> dict[str, Any]:
     head_size = config.get("head_dim") or hidden // config["num_attention_heads"]
     queries = config["num_attention_heads"] // kv_heads
     kv_heads = next(heads for heads in count(kv_heads) if heads * head_size % BLOCK == 0)
+    # transformers wants whole channels for every head, although head_dim says how many there are.
+    padded = _up(hidden, math.lcm(BLOCK, queries * kv_heads))
     return config | {
-        "hidden_size": _up(hidden),
+        "hidden_size": padded,
         "intermediate_size": _up(config["intermediate_size"]),
         "num_key_value_heads": kv_heads,
         "num_attention_heads": queries * kv_heads,
         "head_dim": head_size,
-        "rms_norm_eps": config["rms_norm_eps"] * hidden / _up(hidden),
+        "rms_norm_eps": config["rms_norm_eps"] * hidden / padded,
     }
 
 
@@ -66,8 +69,8 @@ def pad_tensors(tensors: dict[str, Tensor], before: dict[str, Any], after: dict[
     return padded
 
 
-def _up(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+def _up(size: int, whole: int = BLOCK) -> int:
+    return -(-size // whole) * whole
 
 
 def pad_model(source: Path, destination: Path) -> None:

@@ -56,7 +56,8 @@ def test_a_shuffled_model_computes_the_same(tmp_path: Path, make_model: Callable
 def test_a_padded_model_computes_the_same_in_sizes_that_blocks_divide(
     tmp_path: Path, make_model: Callable[..., Path]
 ) -> None:
-    source = make_model(tmp_path / "model", "llama", dtype="float32", intermediate_size=144)
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 96}
+    source = make_model(tmp_path / "model", "llama", dtype="float32", intermediate_size=144, **heads)
     pad_model(source, tmp_path / "padded")
     tokens = torch.randint(512, (1, 48), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
