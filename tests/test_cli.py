@@ -97,6 +97,8 @@ def test_help_lists_every_command_and_exit_code(assay: Assay) -> None:
         (("compile", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (("gate", "nowhere"), "neither a run directory"),
         (("publish", "nowhere"), "not a finished run"),
+        (("report", "nowhere"), "not a finished run"),
+        (("schema", "verdicts"), "'verdicts' is not one of"),
         (("list",), "there is no registry here"),
         (("pull", "x:latest", "there"), "there is no registry here"),
         (("show", "x:latest"), "there is no registry here"),
@@ -212,6 +214,41 @@ def test_the_schema_is_one_and_accepts_the_shipped_recipes(
     assert schema["title"] == Recipe.__name__
 
 
+def test_the_schema_of_verdicts_accepts_each_of_them(assay: Assay, place: SimpleNamespace) -> None:
+    schema = json.loads(assay("schema", "verdict").stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for run in place.runs.values():
+        found = json.loads((run / "verdict.json").read_bytes())
+        assert not list(validator.iter_errors(found))
+        for wrong in (found | {"verdict": "GOOD"}, found | {"exit_code": 7}, {**found, "version": 2}):
+            assert not validator.is_valid(wrong)
+        assert not validator.is_valid({name: value for name, value in found.items() if name != "evidence"})
+
+
+# report
+
+
+def test_a_run_is_reported_in_every_form_as_it_was_written(assay: Assay, run: Path, tmp_path: Path) -> None:
+    for form, name in (
+        ("html", "report.html"),
+        ("markdown", "report.md"),
+        ("junit", "junit.xml"),
+        ("json", "verdict.json"),
+    ):
+        done = assay("report", run, "--format", form)
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", (run / name).read_text(encoding="utf-8")), form
+    assert assay("report", run, "--output", tmp_path / "comment.md").stdout == ""
+    assert (tmp_path / "comment.md").read_bytes() == (run / "report.md").read_bytes()
+
+
+def test_a_verdict_that_does_not_follow_is_not_reported(assay: Assay, place: SimpleNamespace, tmp_path: Path) -> None:
+    run = shutil.copytree(place.runs["FAIL"], tmp_path / "run")
+    shutil.copy(place.runs["PASS"] / "verdict.json", run)
+    done = assay("report", run)
+    assert done.returncode == 5 and "FAIL follows from the evidence" in done.stderr and not done.stdout
+
+
 def test_a_reader_that_goes_away_is_no_crash() -> None:
     """As in `assay schema | head -1`."""
     command = f"{sys.executable} -m assay.cli schema | head -c 1"
@@ -301,6 +338,7 @@ def _published(place: SimpleNamespace, tmp_path: Path, run: Path) -> list[tuple[
     return [
         ("check", place.recipe),
         ("gate", run),
+        ("report", run),
         ("publish", run, "--registry", tmp_path / "own"),
         ("list", *store),
         ("show", "passes:latest", *store),

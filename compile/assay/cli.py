@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from assay import __version__
 from assay.errors import EXIT_INVALID, EXIT_OK, EXIT_USAGE, AssayError, RecipeError, UsageError
 from assay.show import Output
+from assay_evals.report import ReportFormat
 
 app = typer.Typer(
     name="assay",
@@ -65,10 +66,22 @@ def check(
 
 
 @app.command()
-def schema(json: JsonOption = False, quiet: QuietOption = False) -> None:
-    """Print the JSON Schema of recipes, for editors."""
+def schema(
+    of: Annotated[
+        Literal["recipe", "verdict"], typer.Argument(metavar="[recipe|verdict]", help="Of which file.")
+    ] = "recipe",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Print the JSON Schema of recipes, for editors, or of verdict.json, for programs that read it."""
     del json, quiet  # It is JSON, and nothing else, in any case.
     from assay.files import readable_json
+
+    if of == "verdict":
+        from assay_evals.verdict import verdict_schema
+
+        sys.stdout.buffer.write(readable_json(verdict_schema()))
+        return
     from assay.recipe import Recipe
 
     sys.stdout.buffer.write(readable_json(Recipe.model_json_schema()))
@@ -137,6 +150,32 @@ def gate(
     verdict = judge_again(run, recipe)
     Output(json, quiet).judged(verdict)
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (artifacts/runs/NAME).")],
+    form: Annotated[
+        ReportFormat,
+        typer.Option("--format", help="html, markdown (for a pull request or a step summary), junit, or json."),
+    ] = "markdown",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write instead of standard output.")
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Print the report of a finished run. Nothing is measured; `assay compile` writes html, markdown and junit beside the evidence."""
+    del quiet  # It is the report, and nothing else, in any case.
+    from assay.conclusion import report_run
+
+    content = report_run(run, "json" if json else form)
+    if output is None:
+        sys.stdout.buffer.write(content)
+    else:
+        from assay.files import write_atomic
+
+        write_atomic(output, content)
 
 
 @app.command()

@@ -7,30 +7,48 @@ from pathlib import Path
 
 from assay.artifact import LOCK_NAME, directory_digest, read_manifest
 from assay.errors import IntegrityError, UsageError
-from assay.files import canonical_json, read_json, sha256_bytes
+from assay.files import canonical_json, read_json, sha256_bytes, write_atomic
 from assay.recipe import Evaluate, Gate
 from assay.recipe_file import load_recipe
 from assay.registry.publish import Receipt, publish
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge
-from assay_evals.report import write_report
+from assay_evals.report import ReportFormat, render_report
 from assay_evals.verdict import Verdict, read_verdict, write_verdict
 
 ARTIFACT, EVIDENCE, VERDICT, REPORT = "artifact", "evidence", "verdict.json", "report.html"
+_WRITTEN: dict[str, ReportFormat] = {REPORT: "html", "report.md": "markdown", "junit.xml": "junit"}
 
 
 def conclude(run: Path, evidence: Evidence) -> Verdict:
-    """Judge the evidence of a run, and write its verdict and report."""
+    """Judge the evidence of a run, and write its verdict and reports."""
     artifact = run / ARTIFACT
     _check_recipe(artifact, evidence)
     verdict = judge(evidence)
     write_verdict(run / VERDICT, verdict)
-    write_report(run / REPORT, verdict, evidence, read_manifest(artifact), read_json(artifact / LOCK_NAME))
+    manifest, lock = read_manifest(artifact), read_json(artifact / LOCK_NAME)
+    for name, form in _WRITTEN.items():
+        write_atomic(run / name, render_report(form, verdict, evidence, manifest, lock))
     return verdict
+
+
+def report_run(run: Path, form: ReportFormat) -> bytes:
+    """The report of a finished run in a form; nothing is measured or written."""
+    verdict, evidence = _finished(run)
+    artifact = run / ARTIFACT
+    return render_report(form, verdict, evidence, read_manifest(artifact), read_json(artifact / LOCK_NAME))
 
 
 def publish_run(run: Path, registry: Path | str, tags: Sequence[str], *, force: bool = False) -> Receipt:
     """Publish a finished run, when its verdict is PASS, follows from its evidence, and names exactly its artifact's bytes."""
+    _finished(run)
+    artifact = run / ARTIFACT
+    name = read_manifest(artifact)["name"]
+    return publish(artifact, run, registry, name, tags, force=force)
+
+
+def _finished(run: Path) -> tuple[Verdict, Evidence]:
+    """The verdict and the evidence of a run, of which the one follows from the other."""
     artifact = run / ARTIFACT
     if not artifact.is_dir() or not (run / VERDICT).is_file():
         raise UsageError(
@@ -44,8 +62,7 @@ def publish_run(run: Path, registry: Path | str, tags: Sequence[str], *, force: 
             f"{run / VERDICT}: says {written.verdict}, but {follows.verdict} follows from the evidence; the file was changed. "
             f"Run `assay gate {run}` to write it anew."
         )
-    name = read_manifest(artifact)["name"]
-    return publish(artifact, run, registry, name, tags, force=force)
+    return written, evidence
 
 
 def _check_recipe(artifact: Path, evidence: Evidence) -> None:

@@ -127,6 +127,14 @@ class Verdict:
 _VERDICT = TypeAdapter(Verdict)
 
 
+def verdict_schema() -> dict[str, Any]:
+    """JSON Schema of verdict.json."""
+    schema = _VERDICT.json_schema(mode="serialization")
+    schema["properties"] |= {"version": {"const": VERDICT_VERSION}, "exit_code": {"enum": sorted(EXIT_CODES.values())}}
+    schema["required"] += ["version", "exit_code"]
+    return schema
+
+
 def overall(gates: Iterable[GateRow], checks: Iterable[Check]) -> Outcome:
     """INVALID before FAIL before INCONCLUSIVE before PASS; INVALID when a check failed or nothing was gated."""
     found = {row.verdict for row in gates}

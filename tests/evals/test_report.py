@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from assay_evals.evidence import Answer, Evidence
 from assay_evals.gate import judge
-from assay_evals.report import write_report
+from assay_evals.report import render_report
 from assay_evals.report.charts import Axis, divergence_strip, forest_row
 from assay_evals.report.layers import chart_layers, read_layers
 from assay_evals.report.table import verdict_table
@@ -61,18 +60,15 @@ class Page(HTMLParser):
 
 
 def page(
-    tmp_path: Path, evidence: Evidence, made_of: dict[str, Any] | None = None, lock: dict[str, Any] | None = None
+    evidence: Evidence, made_of: dict[str, Any] | None = None, lock: dict[str, Any] | None = None
 ) -> tuple[str, Page]:
-    path = tmp_path / "report.html"
-    write_report(
-        path, judge(evidence), evidence, manifest() if made_of is None else made_of, LOCK if lock is None else lock
-    )
-    source = path.read_text(encoding="utf-8")
+    made, locked = manifest() if made_of is None else made_of, LOCK if lock is None else lock
+    source = render_report("html", judge(evidence), evidence, made, locked).decode()
     return source, Page(source)
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path: Path, good: Evidence) -> None:
-    source, parsed = page(tmp_path, good)
+def test_the_page_needs_nothing_but_itself(good: Evidence) -> None:
+    source, parsed = page(good)
     assert len(source.encode()) < 1_000_000
     assert not re.search(r"https?://|url\(|@import", source)
     names = {tag for tag, _ in parsed.tags}
@@ -82,8 +78,8 @@ def test_the_page_needs_nothing_but_itself(tmp_path: Path, good: Evidence) -> No
     assert parsed.open == []
 
 
-def test_the_verdict_and_its_consequences_come_first(tmp_path: Path, good: Evidence) -> None:
-    _, parsed = page(tmp_path, good)
+def test_the_verdict_and_its_consequences_come_first(good: Evidence) -> None:
+    _, parsed = page(good)
     opening = parsed.text[:700]
     assert "PASS" in opening
     assert "Decode 3.3× as fast (95% interval 3.24× to 3.34×), 74% smaller on disk" in opening
@@ -93,18 +89,18 @@ def test_the_verdict_and_its_consequences_come_first(tmp_path: Path, good: Evide
     )
 
 
-def test_what_the_figures_are_figures_of_is_said(tmp_path: Path, good: Evidence) -> None:
+def test_what_the_figures_are_figures_of_is_said(good: Evidence) -> None:
     """The baseline's dtype flatters a ratio, and bits of the quantized weights alone flatter a size."""
-    _, parsed = page(tmp_path, good, manifest() | {"parameters": 134_515_008})
+    _, parsed = page(good, manifest() | {"parameters": 134_515_008})
     opening = parsed.text[:1200]
     assert "the same model, unquantized, in float32" in opening
     assert "4.60 bits per quantized weight, 8.45 per parameter on disk" in opening
-    _, parsed = page(tmp_path, good)
+    _, parsed = page(good)
     assert "per parameter" not in parsed.text
 
 
-def test_every_gate_check_digest_and_layer_kind_is_there(tmp_path: Path, good: Evidence) -> None:
-    source, parsed = page(tmp_path, good)
+def test_every_gate_check_digest_and_layer_kind_is_there(good: Evidence) -> None:
+    source, parsed = page(good)
     verdict = judge(good)
     for row in verdict.gates:
         assert row.reason in parsed.text
@@ -118,14 +114,14 @@ def test_every_gate_check_digest_and_layer_kind_is_there(tmp_path: Path, good: E
     assert source.count('class="flip"') == 10
 
 
-def test_the_same_run_gives_the_same_page(tmp_path: Path, good: Evidence) -> None:
-    assert page(tmp_path, good)[0] == page(tmp_path, good)[0]
+def test_the_same_run_gives_the_same_page(good: Evidence) -> None:
+    assert page(good)[0] == page(good)[0]
 
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 
 
-def test_text_of_models_and_documents_stays_text(tmp_path: Path, good: Evidence) -> None:
+def test_text_of_models_and_documents_stays_text(good: Evidence) -> None:
     clozes = tuple(
         replace(
             row,
@@ -147,26 +143,26 @@ def test_text_of_models_and_documents_stays_text(tmp_path: Path, good: Evidence)
         candidate=replace(good.header.candidate, scheme=HOSTILE, runtime=HOSTILE),
         baseline=replace(good.header.baseline, runtime=HOSTILE),
     )
-    _, parsed = page(tmp_path, replace(good, header=header, windows=windows, clozes=clozes), made, {HOSTILE: HOSTILE})
+    _, parsed = page(replace(good, header=header, windows=windows, clozes=clozes), made, {HOSTILE: HOSTILE})
     assert "script" not in {tag for tag, _ in parsed.tags}
     assert parsed.text.count("<script>alert(1)</script>") > 30
 
 
-def test_long_texts_are_cut_and_said_to_be(tmp_path: Path, good: Evidence) -> None:
+def test_long_texts_are_cut_and_said_to_be(good: Evidence) -> None:
     clozes = tuple(replace(row, context="word " * 10_000) for row in good.clozes)
-    source, parsed = page(tmp_path, replace(good, clozes=clozes), lock={"notes": "x" * 2_000_000})
+    source, parsed = page(replace(good, clozes=clozes), lock={"notes": "x" * 2_000_000})
     assert len(source) < 1_000_000
     assert "49,760 more characters" in parsed.text
 
 
-def test_a_model_of_thousands_of_experts_fits(tmp_path: Path, good: Evidence) -> None:
+def test_a_model_of_thousands_of_experts_fits(good: Evidence) -> None:
     layers = [
         layer(f"model.layers.{block}.mlp.experts.{expert}.{kind}", 0.001 * expert)
         for block in range(48)
         for expert in range(128)
         for kind in ("gate_proj", "up_proj")
     ]
-    source, parsed = page(tmp_path, good, {"version": 1, "layers": layers})
+    source, parsed = page(good, {"version": 1, "layers": layers})
     assert len(source) < 1_000_000
     assert "mlp.experts.*.gate_proj" in parsed.text
     assert "12288" in parsed.text
@@ -180,9 +176,9 @@ def test_a_model_of_thousands_of_experts_fits(tmp_path: Path, good: Evidence) ->
     ],
 )
 def test_a_verdict_short_of_pass_says_why(
-    tmp_path: Path, make_evidence: Callable[..., Evidence], changes: dict[str, float], word: str, reason: str
+    make_evidence: Callable[..., Evidence], changes: dict[str, float], word: str, reason: str
 ) -> None:
-    _, parsed = page(tmp_path, make_evidence(**changes))
+    _, parsed = page(make_evidence(**changes))
     assert word in parsed.text[:200]
     assert f"Why {reason}" in parsed.text
     assert "It is not published." in parsed.text
@@ -191,16 +187,16 @@ def test_a_verdict_short_of_pass_says_why(
 @pytest.mark.parametrize(
     "parts", [{"runs": ()}, {"windows": ()}, {"clozes": ()}, {"windows": (), "clozes": (), "runs": ()}]
 )
-def test_a_broken_measurement_promises_nothing(tmp_path: Path, good: Evidence, parts: dict[str, Any]) -> None:
-    _, parsed = page(tmp_path, replace(good, **parts), {}, {})
+def test_a_broken_measurement_promises_nothing(good: Evidence, parts: dict[str, Any]) -> None:
+    _, parsed = page(replace(good, **parts), {}, {})
     assert "INVALID" in parsed.text[:200]
     assert "smaller on disk" not in parsed.text
     assert "as fast" not in parsed.text
 
 
-def test_windows_without_a_finite_divergence_are_drawn_too(tmp_path: Path, good: Evidence) -> None:
+def test_windows_without_a_finite_divergence_are_drawn_too(good: Evidence) -> None:
     broken = tuple(replace(window, kl=(None,) * 63) for window in good.windows)
-    _, parsed = page(tmp_path, replace(good, windows=broken))
+    _, parsed = page(replace(good, windows=broken))
     assert "INVALID" in parsed.text[:200]
     assert "not measured" in parsed.text
 

@@ -1,0 +1,117 @@
+"""The report as Markdown, for a comment on a pull request or a step summary: the verdict first, then what it rests on.
+
+GitHub's flavour: tables, and HTML's `details` for what is long. Text of models and documents is escaped: it can neither end a cell nor
+become a link, an image or a mention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from assay_evals import wording
+from assay_evals.disagreements import worst_disagreements
+from assay_evals.evidence import Check, Evidence
+from assay_evals.report.views import FLIPS, MEANING, SIGNS, clip, row_view, summary
+from assay_evals.verdict import GateRow, Row, Verdict, limit_of
+from assay_evals.wording import SAME_ARM
+
+_LONGEST_TEXT = 160
+_STEERING = re.compile(r"([\\`*_{}\[\]()#+!|~@$&])")
+
+
+def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any]) -> str:
+    """The report as text. manifest: the candidate's manifest.json."""
+    reported = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)]
+    parts = (
+        f"## {SIGNS[verdict.verdict]} {verdict.verdict}: {_escaped(evidence.header.recipe.name)}",
+        "" if verdict.verdict == "INVALID" else summary(verdict),
+        MEANING[verdict.verdict],
+        "" if verdict.passed else _bullets(verdict.reasons),
+        _gates(verdict.gates),
+        _details("Measured, not gated", _table(_COLUMNS, [_cells(row) for row in reported])),
+        _details("Checks", _bullets(_check(check) for check in verdict.checks)),
+        _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
+        _flips(evidence),
+        _details("What was compared", _facts(verdict, evidence)),
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_COLUMNS = ("metric", "baseline", "candidate", "difference", "interval", "n", "resolves")
+
+
+def _gates(gates: Sequence[GateRow]) -> str:
+    rows = [
+        (
+            *_cells(row, limit_of(row.criterion).value),
+            wording.criterion(row.metric, row.criterion),
+            f"{SIGNS[row.verdict]} {row.verdict}",
+        )
+        for row in gates
+    ]
+    return _table((*_COLUMNS, "asked", "verdict"), rows)
+
+
+def _cells(row: Row, limit: float | None = None) -> tuple[str, ...]:
+    view = row_view(row, limit)
+    interval = f"{view.interval} ({view.confidence})" if view.confidence else view.interval
+    return (view.label, view.baseline, view.candidate, view.difference, interval, view.samples, view.resolves)
+
+
+def _check(check: Check) -> str:
+    return f"{check.name}: {'holds' if check.passed else 'FAILED'}. {check.detail}"
+
+
+def _flips(evidence: Evidence) -> str:
+    """The worst answers that went from right to wrong, both beside each other."""
+    rows = [
+        (
+            f"… {clip(flip.context[-_LONGEST_TEXT:], _LONGEST_TEXT)}",
+            flip.word,
+            flip.baseline.answer,
+            flip.candidate.answer,
+        )
+        for flip in worst_disagreements(evidence, FLIPS).flips
+    ]
+    if not rows:
+        return ""
+    return _details(
+        f"The {len(rows)} worst of the answers that became wrong",
+        _table(("text", "expected", "baseline", "candidate"), rows),
+    )
+
+
+def _facts(verdict: Verdict, evidence: Evidence) -> str:
+    header = evidence.header
+    facts = {
+        "candidate": f"{header.candidate.scheme} on {header.candidate.runtime}, {verdict.candidate}",
+        "baseline": f"the same model, unquantized, in {header.baseline.dtype}, {verdict.baseline}",
+        "text": f"{header.text.source}, {header.text.documents:,} documents, {header.text.digest}",
+        "recipe": verdict.recipe,
+        "evidence": verdict.evidence,
+        "processor": f"{header.environment.get('cpu', 'unknown')}, {header.environment.get('cores', '?')} cores",
+    }
+    return _table(("what", "which"), list(facts.items()))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {_escaped(str(sentence))}" for sentence in sentences)
+
+
+def _details(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>" if content else ""
+
+
+def _escaped(text: str) -> str:
+    """One line in which nothing is markup."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return _STEERING.sub(r"\\\1", printable).replace("<", "&lt;").replace(">", "&gt;")

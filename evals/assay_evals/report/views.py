@@ -1,0 +1,88 @@
+"""What a report says of a verdict in words, in whichever form it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from assay_evals import wording
+from assay_evals.verdict import Outcome, Row, Verdict
+
+FLIPS = 10
+# Each outcome has a sign of its own, for people who do not see colours.
+SIGNS: dict[Outcome, str] = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔", "INVALID": "⚠️"}
+# In the order in which a reader wants to know them.
+TILES = (
+    "decode_tokens_per_second",
+    "size_on_disk",
+    "cloze_accuracy",
+    "time_to_first_token",
+    "peak_memory",
+    "kl_divergence",
+)
+MEANING: dict[Outcome, str] = {
+    "PASS": "It keeps every limit that its recipe set. It may be published.",
+    "FAIL": "It breaks a limit that its recipe set. It is not published.",
+    "INCONCLUSIVE": "The evidence does not settle it either way. It is not published.",
+    "INVALID": "The measurement is broken, so it says nothing about the candidate. It is not published.",
+}
+
+
+@dataclass(frozen=True)
+class RowView:
+    """A row in words. `row` is kept for what the template decides on."""
+
+    row: Row
+    label: str
+    baseline: str
+    candidate: str
+    difference: str
+    interval: str
+    confidence: str
+    samples: str
+    resolves: str
+
+
+def row_view(row: Row, limit: float | None = None) -> RowView:
+    """limit: of its gate, which no shown number may be mistaken for."""
+    return RowView(
+        row=row,
+        label=capital(wording.words(row.metric).label),
+        baseline=wording.value(row.metric, row.baseline),
+        candidate=wording.value(row.metric, row.candidate),
+        difference=wording.difference(row.metric, row.difference, limit),
+        interval=wording.interval(row.metric, row.interval, limit),
+        confidence="" if row.confidence is None else f"{100 * row.confidence:.0f}%",
+        samples=f"{row.n:,}" + ("" if row.clusters is None else f" in {row.clusters:,}"),
+        resolves=wording.distance(row.metric, row.minimum_detectable),
+    )
+
+
+def summary(verdict: Verdict) -> str:
+    """The consequences in one sentence, for a pull request or a message."""
+    rows = [row for metric in TILES[:3] if (row := verdict.row(metric)) and row.difference is not None]
+    rows += [row for row in verdict.gates if row not in rows and _is_worse(row)]
+    phrases = [wording.consequence(row.metric, row.difference) + _in_brackets(row) for row in rows]
+    sentence = ", ".join(phrases)
+    return f"{sentence[0].upper()}{sentence[1:]}." if sentence else "Nothing was measured."
+
+
+def _is_worse(row: Row) -> bool:
+    """Whether all of a ratio's interval is on the bad side of no change."""
+    words = wording.words(row.metric)
+    if row.interval is None or words.difference != "factor":
+        return False
+    return row.interval[1] < 1 if words.higher_is_better else row.interval[0] > 1
+
+
+def _in_brackets(row: Row) -> str:
+    if row.interval is None or row.confidence is None:
+        return ""
+    return f" ({100 * row.confidence:.0f}% interval {wording.interval(row.metric, row.interval)})"
+
+
+def clip(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest:,} more characters)"
+
+
+def capital(text: str) -> str:
+    return text[0].upper() + text[1:]
