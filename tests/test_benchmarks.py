@@ -16,6 +16,7 @@ from compressed_tensors.quantization import (
     QuantizationScheme,
     apply_quantization_config,
 )
+from gate_soundness import Case, cases, simulate
 from padded_model import pad_model
 from quantizers import (
     Turn,
@@ -153,3 +154,22 @@ def test_peak_memory_is_the_processs_own() -> None:
     block = bytearray(b"x") * (256 << 20)
     child = subprocess.run([sys.executable, "-c", import_only, BENCHMARKS], check=True, capture_output=True, text=True)
     assert int(child.stdout) < 128 << 20 < len(block) <= peak_memory_bytes()
+
+
+def test_the_gate_is_simulated_at_its_margin_and_without_a_loss() -> None:
+    known = {case.name: case for case in cases()}
+    assert len(known) == len(list(cases())) > 20
+    at_margin = simulate(known["cloze at the margin, 39 documents, rates varying by 0.7"], 30)
+    harmless = simulate(known["power, twice as fast where 1.5 is asked"], 30)
+    assert at_margin["sound"] and harmless["sound"]
+    assert float(str(at_margin["share"])) < 0.3 and float(str(harmless["share"])) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("bound", "at_most", "share", "sound"),
+    [(0.05, True, 0.5, False), (0.8, False, 0.5, False), (0.05, True, 0.0, True)],
+)
+def test_a_gate_that_is_wrong_too_often_is_called_so(bound: float, at_most: bool, share: float, sound: bool) -> None:
+    case = Case("x", "", bound, at_most, lambda random: bool(random.random() < share))
+    found = simulate(case, 200)
+    assert found["sound"] is sound and abs(float(str(found["share"])) - share) < 0.15

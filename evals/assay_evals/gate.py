@@ -131,6 +131,11 @@ def _measured(name: str, evidence: Evidence) -> list[Row] | str:
         return str(error)
 
 
+def gate_row(metric: str, criterion: dict[str, float], evidence: Evidence) -> GateRow:
+    """What one gate makes of the evidence, checks aside."""
+    return _gate_row(metric, criterion, _measured(metric, evidence))
+
+
 def _gate_row(metric: str, criterion: dict[str, float], found: list[Row] | str) -> GateRow:
     (margin,) = criterion.values()
     if isinstance(found, str):
