@@ -19,7 +19,7 @@ from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
 from assay_evals.evidence import Arm, Evidence, Header, RecipeUsed, TextUsed, read_evidence, write_evidence
-from assay_evals.quality.checks import decode_path, disjoint_texts, same_tokenizer
+from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_quality
 from assay_evals.quality.passages import select_passages
 from assay_evals.runtimes.base import open_runtime, runtime_version
@@ -113,6 +113,13 @@ class _Comparison:
         baseline, candidate = open_runtime(self.runtime, self.baseline), open_runtime(self.runtime, self.candidate)
         checks = (
             same_tokenizer(baseline, candidate, tokenizer, self.documents),
+            same_template(
+                tokenizer.chat_template,
+                {
+                    "baseline": load_tokenizer(self.baseline).chat_template,
+                    "candidate": load_tokenizer(self.candidate).chat_template,
+                },
+            ),
             decode_path(baseline, candidate, passages),
             disjoint_texts(self.job.tokens.tolist(), [passage.tokens for passage in passages]),
         )

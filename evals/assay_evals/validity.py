@@ -16,7 +16,12 @@ from assay_evals.speed_findings import blocks_of
 
 KL_ROUNDING = 1e-3
 # What only the evaluator can see, because it takes the models. Each has to be there, once.
-EVALUATORS = ("tokenizer identity", "decode path", "evaluation text unseen in calibration")
+EVALUATORS = (
+    "tokenizer identity",
+    "chat template identity",
+    "decode path",
+    "evaluation text unseen in calibration",
+)
 
 
 def checks_of(evidence: Evidence) -> tuple[Check, ...]:

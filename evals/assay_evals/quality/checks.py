@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -36,6 +36,21 @@ def same_tokenizer(baseline: Runtime, candidate: Runtime, tokenizer: Any, docume
                 )
                 return Check(name="tokenizer identity", passed=False, detail=detail)
     return Check(name="tokenizer identity", passed=True, detail=f"the same tokens on {len(samples)} documents.")
+
+
+def same_template(expected: str | None, found: Mapping[str, str | None]) -> Check:
+    """Each arm carries the chat template that the model was made with: another one ruins every chat, and no plain text shows it.
+
+    found: an arm's template by its name; None where there is none.
+    """
+    for arm, template in found.items():
+        if template != expected:
+            shown = "has none" if template is None else "has another one"
+            source = "has none" if expected is None else "has one"
+            detail = f"the source model {source}, the {arm} {shown}."
+            return Check(name="chat template identity", passed=False, detail=detail)
+    detail = "the model has none." if expected is None else "the source model's, to the last character, in both arms."
+    return Check(name="chat template identity", passed=True, detail=detail)
 
 
 def disjoint_texts(calibration: Iterable[Sequence[int]], evaluation: Iterable[Sequence[int]]) -> Check:
