@@ -179,6 +179,20 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN RUN…", help="Run directories; each is compared with the first.")
+    ],
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare finished runs: what each candidate changes against the first one, with intervals that hold together."""
+    from assay.conclusion import compare_runs
+
+    Output(json, quiet).compared(compare_runs(runs))
+
+
+@app.command()
 def publish(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (artifacts/runs/NAME).")],
     registry: RegistryOption = DEFAULT_REGISTRY,

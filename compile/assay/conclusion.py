@@ -11,6 +11,7 @@ from assay.files import canonical_json, read_json, sha256_bytes, write_atomic
 from assay.recipe import Evaluate, Gate
 from assay.recipe_file import load_recipe
 from assay.registry.publish import Receipt, publish
+from assay_evals.comparison import Compared, Finished, compare
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge
 from assay_evals.report import ReportFormat, render_report
@@ -37,6 +38,11 @@ def report_run(run: Path, form: ReportFormat) -> bytes:
     verdict, evidence = _finished(run)
     artifact = run / ARTIFACT
     return render_report(form, verdict, evidence, read_manifest(artifact), read_json(artifact / LOCK_NAME))
+
+
+def compare_runs(runs: Sequence[Path]) -> tuple[Compared, ...]:
+    """Finished runs against the first of them, by their evidence."""
+    return compare([Finished(str(run), evidence, verdict) for run in runs for verdict, evidence in [_finished(run)]])
 
 
 def publish_run(run: Path, registry: Path | str, tags: Sequence[str], *, force: bool = False) -> Receipt:

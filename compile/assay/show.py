@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from assay.registry import inspection
     from assay.registry.publish import Receipt
     from assay.registry.pull import PullReceipt
+    from assay_evals.comparison import Compared
     from assay_evals.runtimes.base import Continuation
     from assay_evals.verdict import Verdict
 
@@ -104,6 +105,14 @@ class Output:
             if outcome.refused and not outcome.verdict.passed:
                 reason = f"the verdict is {outcome.verdict.verdict}"
             sys.stdout.write(f"published  no: {reason}\n")
+
+    def compared(self, found: tuple[Compared, ...]) -> None:
+        if self._json:
+            self._write_json(_plain(found))
+            return
+        from assay_evals.report.table import comparison_table
+
+        self._console.print(comparison_table(found))
 
     def _say_verdict(self, verdict: Verdict) -> None:
         colour = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}.get(

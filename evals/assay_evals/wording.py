@@ -91,6 +91,16 @@ def interval(metric: str, bounds: tuple[float, float] | None, limit: float | Non
     return f"{low}{'×' if words(metric).difference == 'factor' else ''} to {high}{_unit(metric)}"
 
 
+def change(metric: str, number: float) -> str:
+    """How much one candidate's number differs from another's: +0.6 points, −0.0021 nats, 1.12×."""
+    found = words(metric)
+    if found.difference == "factor":
+        return difference(metric, number)
+    if found.unit == "share":
+        return f"{_signed(100 * number, 1)} points"
+    return f"{_signed(number, 4)} nats"
+
+
 def criterion(metric: str, rule: dict[str, float]) -> str:
     """What a gate asks of the difference, as the recipe has it: at most 3 points lower, at least 1.5×."""
     ((name, number),) = rule.items()

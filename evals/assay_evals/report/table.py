@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from assay_evals import wording
+from assay_evals.comparison import Compared, Contrast
 from assay_evals.verdict import Outcome, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -49,6 +52,30 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
     for row in rows:
         table.add_row(*_cells(row, "", None), "", style="dim")
     return table
+
+
+def comparison_table(runs: Sequence[Compared]) -> Table:
+    """A row for each metric, a column for each run: its value, and under it the change from the first with its interval."""
+    title = Text("each against the first; intervals hold together at 90%")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table.add_column("metric", min_width=14)
+    for run in runs:
+        table.add_column(f"{run.name}\n{run.scheme}", justify="right", overflow="fold")
+    table.add_row("verdict", *(_outcome(run.verdict) for run in runs))
+    for contrasts in zip(*(run.contrasts for run in runs), strict=True):
+        table.add_row(wording.words(contrasts[0].metric).label, *map(_contrast, contrasts))
+    return table
+
+
+def _contrast(contrast: Contrast) -> str:
+    value = wording.value(contrast.metric, contrast.value)
+    if contrast.change is None:
+        return f"{value}\n{contrast.reason}".rstrip()
+    change = wording.change(contrast.metric, contrast.change)
+    if contrast.interval is None or contrast.interval[0] == contrast.interval[1]:
+        return f"{value}\n{change}"
+    low, high = (wording.change(contrast.metric, bound) for bound in contrast.interval)
+    return f"{value}\n{change}\n{low} to {high}"
 
 
 def _cells(row: Row, asked: str, limit: float | None) -> tuple[str, str, str, str, str]:

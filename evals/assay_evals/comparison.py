@@ -1,0 +1,173 @@
+"""Several candidates against each other, by the evidence of their runs: each against the first, on the very samples that both answered.
+
+Quality is paired by window and question and clustered by document, as a verdict's is. Speeds were measured at different times, each against
+its own baseline in the same blocks: what is compared is the ratios to these baselines, and the errors of both add up (Welch 1947).
+All intervals of one comparison hold together: with k candidates each is at 1 − 0.10 / (k − 1) (Bonferroni), so that the best of many is
+not believed for being the luckiest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from assay.errors import UsageError
+from assay_evals.evidence import Evidence, Window
+from assay_evals.findings import bounded_exp
+from assay_evals.statistics import (
+    Interval,
+    clustered_mean,
+    grouped,
+    skewed_interval,
+    t_half_width,
+    t_interval,
+)
+from assay_evals.verdict import Outcome, Row, Verdict
+from assay_evals.wording import SAME_ARM, words
+
+ERROR = 0.10
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run as it is compared: its name, what was measured, and what came of it."""
+
+    name: str
+    evidence: Evidence
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A metric of one candidate beside the first one's.
+
+    value: as in the run's own verdict.  change: from the first candidate, in the terms of `Row.difference` (a factor, or a difference);
+    None for the first itself.  interval: of the change.  reason: why there is no change, where there could be.
+    """
+
+    metric: str
+    value: float | None
+    change: float | None
+    interval: Interval | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One candidate: its verdict and its contrasts, of every metric that one of the runs has."""
+
+    name: str
+    verdict: Outcome
+    scheme: str
+    contrasts: tuple[Contrast, ...]
+
+
+def compare(runs: Sequence[Finished]) -> tuple[Compared, ...]:
+    """Each run beside the first; UsageError for fewer than two."""
+    if len(runs) < 2:
+        raise UsageError("a comparison takes at least two runs.")
+    first, confidence = runs[0], 1 - ERROR / (len(runs) - 1)
+    metrics = [row.metric for run in runs for row in (*run.verdict.gates, *run.verdict.reported)]
+    shown = [metric for metric in dict.fromkeys(metrics) if not metric.endswith(SAME_ARM)]
+    return tuple(
+        Compared(
+            run.name,
+            run.verdict.verdict,
+            run.evidence.header.candidate.scheme,
+            tuple(_contrast(metric, first, run, confidence) for metric in shown),
+        )
+        for run in runs
+    )
+
+
+def _contrast(metric: str, first: Finished, run: Finished, confidence: float) -> Contrast:
+    row, reference = run.verdict.row(metric), first.verdict.row(metric)
+    value = None if row is None else row.candidate
+    if run is first or row is None or row.candidate is None:
+        return Contrast(metric, value, None, None)
+    if reference is None or reference.candidate is None:
+        return Contrast(metric, value, None, None, "not measured for the first")
+    if metric in _PAIRED:
+        if not _same_samples(first.evidence, run.evidence):
+            return Contrast(metric, value, None, None, "measured on other samples than the first")
+        change, interval = _PAIRED[metric](first.evidence, run.evidence, confidence)
+        return Contrast(metric, value, change, interval)
+    if words(metric).difference != "factor" or row.interval is None or reference.interval is None:
+        return Contrast(metric, value, None, None)
+    if metric == "size_on_disk":
+        ratio = row.candidate / reference.candidate
+        return Contrast(metric, value, ratio, (ratio, ratio))
+    return Contrast(metric, value, *_ratio_of_ratios(reference, row, confidence))
+
+
+def _same_samples(first: Evidence, other: Evidence) -> bool:
+    """Whether both answered the same windows and questions of the same text."""
+
+    def samples(evidence: Evidence) -> tuple[object, ...]:
+        windows = [(window.document, window.window, window.tokens) for window in evidence.windows]
+        questions = [(cloze.document, cloze.window, cloze.position, cloze.word) for cloze in evidence.clozes]
+        return (evidence.header.text.digest, windows, questions)
+
+    return samples(first) == samples(other)
+
+
+def _by_window(
+    first: Evidence, other: Evidence, sum_of: Callable[[Window], float], confidence: float
+) -> tuple[float, Interval]:
+    pairs = list(zip(first.windows, other.windows, strict=True))
+    changes = [sum_of(after) - sum_of(before) for before, after in pairs]
+    labels, counts = [before.document for before, _ in pairs], [before.tokens for before, _ in pairs]
+    groups = grouped(changes, labels, counts)
+    return clustered_mean(groups).mean, skewed_interval(groups, confidence)
+
+
+def _divergence(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    return _by_window(
+        first, other, lambda window: math.fsum(value for value in window.kl if value is not None), confidence
+    )
+
+
+def _agreement(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    return _by_window(first, other, lambda window: float(sum(window.agreed)), confidence)
+
+
+def _perplexity(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    mean, (low, high) = _by_window(
+        first, other, lambda window: (window.nll_candidate or 0.0) * window.tokens, confidence
+    )
+    return bounded_exp(mean), (bounded_exp(low), bounded_exp(high))
+
+
+def _cloze(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = list(zip(first.clozes, other.clozes, strict=True))
+    changes = [int(after.candidate.correct) - int(before.candidate.correct) for before, after in pairs]
+    estimate = clustered_mean(grouped(changes, [before.document for before, _ in pairs]))
+    return estimate.mean, t_interval(estimate, confidence)
+
+
+_PAIRED: dict[str, Callable[[Evidence, Evidence, float], tuple[float, Interval]]] = {
+    "kl_divergence": _divergence,
+    "top1_agreement": _agreement,
+    "perplexity": _perplexity,
+    "cloze_accuracy": _cloze,
+}
+
+
+def _ratio_of_ratios(reference: Row, row: Row, confidence: float) -> tuple[float, Interval]:
+    """How much more a candidate changed than the first did, each against its own baseline; logarithms and Welch's degrees of freedom."""
+    change = math.log(row.difference or 1.0) - math.log(reference.difference or 1.0)
+    errors = [_error(one) for one in (reference, row)]
+    total = sum(error**2 for error, _ in errors)
+    spread = sum(error**4 / degrees for error, degrees in errors)
+    degrees = total**2 / spread if spread else math.inf
+    half = t_half_width(math.sqrt(total), degrees, confidence)
+    return bounded_exp(change), (bounded_exp(change - half), bounded_exp(change + half))
+
+
+def _error(row: Row) -> tuple[float, int]:
+    """Standard error of a ratio's logarithm, as its interval has it, and its degrees of freedom."""
+    assert row.interval is not None and row.confidence is not None and row.clusters is not None
+    half = (math.log(row.interval[1]) - math.log(row.interval[0])) / 2
+    degrees = row.clusters - 1
+    return half / t_half_width(1.0, degrees, row.confidence), degrees
