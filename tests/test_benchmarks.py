@@ -156,6 +156,7 @@ def test_peak_memory_is_the_processs_own() -> None:
     assert int(child.stdout) < 128 << 20 < len(block) <= peak_memory_bytes()
 
 
+@pytest.mark.slow
 def test_the_gate_is_simulated_at_its_margin_and_without_a_loss() -> None:
     known = {case.name: case for case in cases()}
     assert len(known) == len(list(cases())) > 20

@@ -23,6 +23,7 @@ from assay.workspace import Workspace
 from assay_evals.runtimes.transformers_oracle import TransformersRuntime
 from assay_evals.verdict import Verdict
 
+pytestmark = pytest.mark.slow
 Damage = Callable[[Path], None]
 # Between what the sound artifact and the damaged ones have.
 LIMIT = 0.02
