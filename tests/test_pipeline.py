@@ -84,7 +84,8 @@ def test_a_pass_is_published_pulled_and_generates(tiny: Tiny, tmp_path: Path) ->
 
 def test_the_run_holds_what_the_verdict_rests_on(tiny: Tiny) -> None:
     run, verdict = tiny.outcome.run, tiny.outcome.verdict
-    assert sorted(path.name for path in run.iterdir()) == ["artifact", "evidence", "report.html", "verdict.json"]
+    written = ["artifact", "evidence", "junit.xml", "report.html", "report.md", "verdict.json"]
+    assert sorted(path.name for path in run.iterdir()) == written
     assert read_json(run / "verdict.json") == json.loads(readable_json(verdict.to_json()))
     header = read_json(run / "evidence/evidence.json")
     assert verdict.evidence == sha256_file(run / "evidence/evidence.json")
@@ -288,6 +289,28 @@ def test_a_quantized_model_is_made_float_first_when_the_recipe_says_so(
     notes = json.loads((run / "artifact" / MANIFEST_NAME).read_bytes())["fallbacks"]
     assert "the source was quantized (compressed-tensors) and was made bfloat16 first" in notes[0]
     assert notes[0] in (run / "report.html").read_text()
+
+
+def test_every_slice_of_a_tagged_text_is_judged(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """One language of two, in a text of 24 documents."""
+    lines = [
+        {
+            "text": f"The cat number {number} sat on the mat of number {number * 7} and looked at me. " * 12,
+            "language": tag,
+        }
+        for number, tag in enumerate(("en", "de") * 12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = {"source": "jsonl", "path": "rows.jsonl", "field": "text", "tag": "language"}
+    evaluate = {"length": 64, "text": text, "quality": [{"metric": "kl_divergence", "tokens": 1500}]}
+    gate = {"kl_divergence": {"max": 1.0}, "slices": {"kl_divergence": {"max": 1e-9}}}
+    verdict = compile_(make_recipe(tmp_path, evaluate=evaluate, gate=gate), tmp_path / "artifacts").verdict
+    assert {row.metric: row.verdict for row in verdict.gates} == {
+        "kl_divergence": "PASS",
+        "kl_divergence@tag=de": "FAIL",
+        "kl_divergence@tag=en": "FAIL",
+    }
+    assert sum(row.n for row in verdict.gates[1:]) == verdict.gates[0].n
 
 
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import UsageError
-from assay.recipe import HubDataset, JsonLines, PythonDocs, TextFile
+from assay.recipe import HubDataset, JsonLines, PythonDocs, TaggedJsonLines, TextFile
 from assay.text import Document, Part, load_documents, python_docs, texts_digest
 
 
@@ -153,6 +153,37 @@ def test_only_a_newline_ends_a_line(tmp_path: Path, character: str) -> None:
     text = f"before{character}after"
     documents = json_lines(tmp_path, json.dumps({"text": text}, ensure_ascii=False), '{"text": "next"}')
     assert documents == [Document("rows.jsonl:1", text), Document("rows.jsonl:2", "next")]
+
+
+def tagged_lines(directory: Path, *lines: str) -> list[Document]:
+    (directory / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = TaggedJsonLines(source="jsonl", path="rows.jsonl", field="text", tag="language")
+    return load_documents(source, "evaluation", directory)
+
+
+def test_a_line_says_what_slice_it_belongs_to(tmp_path: Path) -> None:
+    documents = tagged_lines(tmp_path, '{"text": "eins", "language": "de"}', '{"text": "zwei", "language": 2}')
+    assert [(document.content, document.tag) for document in documents] == [("eins", "de"), ("zwei", "2")]
+    assert texts_digest(documents) == texts_digest(
+        json_lines(tmp_path, *(tmp_path / "rows.jsonl").read_text().split("\n"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "x"}', r"rows\.jsonl:2: there is no field 'language'; the line has: text\."),
+        (
+            '{"text": "x", "language": null}',
+            r"rows\.jsonl:2: 'language' must be a text or a whole number: it names a slice",
+        ),
+        ('{"text": "x", "language": " "}', r"rows\.jsonl:2: 'language' must be a text"),
+        ('{"text": "x", "language": ["de"]}', r"rows\.jsonl:2: 'language' must be a text"),
+    ],
+)
+def test_a_line_without_its_slice_is_named(tmp_path: Path, line: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        tagged_lines(tmp_path, '{"text": "one", "language": "en"}', line)
 
 
 CHAT = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]

@@ -92,7 +92,22 @@ class JsonLinesCalibration(Sampling, JsonLines): ...
 class HubDatasetCalibration(Sampling, HubDataset): ...
 
 
-Text = Annotated[PythonDocs | TextFile | JsonLines | HubDataset, Field(discriminator="source")]
+class Tagged(Strict):
+    """Rows that say what kind they are: every quality metric is measured for each kind too."""
+
+    tag: (
+        Annotated[str, Field(min_length=1, description="field with a language, a task, …: one slice for each value")]
+        | None
+    ) = None
+
+
+class TaggedJsonLines(Tagged, JsonLines): ...
+
+
+class TaggedHubDataset(Tagged, HubDataset): ...
+
+
+Text = Annotated[PythonDocs | TextFile | TaggedJsonLines | TaggedHubDataset, Field(discriminator="source")]
 Calibration = Annotated[
     PythonDocsCalibration | TextFileCalibration | JsonLinesCalibration | HubDatasetCalibration,
     Field(discriminator="source"),
@@ -299,20 +314,29 @@ class MaxRatio(Strict):
     max_ratio: Annotated[float, Field(gt=0)]
 
 
-class Gate(Strict):
-    """What must hold for a PASS. Every gate named here has to pass; a metric without a gate is only reported."""
+class QualityGates(Strict):
+    """What must hold of quality."""
 
     kl_divergence: MaxMean | None = None
     top1_agreement: MinMean | None = None
     cloze_accuracy: MaxDrop | None = None
+
+    def declared(self) -> dict[str, Strict]:
+        """Metric name → its criterion, in the order of the schema."""
+        found = {name: getattr(self, name) for name in type(self).model_fields if name != "slices"}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Gate(QualityGates):
+    """What must hold for a PASS. Every gate named here has to pass; a metric without a gate is only reported."""
+
     decode_tokens_per_second: MinSpeedup | None = None
     time_to_first_token: MaxRatio | None = None
     peak_memory: MaxRatio | None = None
     size_on_disk: MaxRatio | None = None
-
-    def declared(self) -> dict[str, Strict]:
-        """Metric name → its criterion, in the order of the schema."""
-        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+    slices: Annotated[QualityGates | None, Field(description="what must hold in every slice of evaluate.text.tag")] = (
+        None
+    )
 
 
 class Publish(Strict):

@@ -47,6 +47,15 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
             add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
     if not any(name in QUALITY_GATES for name in recipe.gate.declared()):
         add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}.")
+    for name in recipe.gate.slices.declared() if recipe.gate.slices else ():
+        if name not in measured:
+            message = f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.quality."
+            add(("gate", "slices", name), message)
+    if recipe.gate.slices and not getattr(recipe.evaluate.text, "tag", None):
+        add(
+            ("gate", "slices"),
+            "there are no slices without evaluate.text.tag, the field that tells them apart; add it.",
+        )
     for kind in ("quality", "speed"):
         names = [metric.metric for metric in getattr(recipe.evaluate, kind)]
         for index, name in enumerate(names):

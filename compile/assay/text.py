@@ -7,8 +7,10 @@ to the smallest topic that has it and left out of the others before the topics a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +26,11 @@ _PARAGRAPHS_PER_DOCUMENT = 40
 
 @dataclass(frozen=True)
 class Document:
-    """One text with a name that is unique in its source; content is plain text, or chat messages."""
+    """One text with a name that is unique in its source; content is plain text, or chat messages; tag: the slice that it belongs to."""
 
     name: str
     content: str | Messages
+    tag: str | None = None
 
 
 def texts_digest(documents: list[Document]) -> str:
@@ -42,7 +45,7 @@ def load_documents(source: PythonDocs | TextFile | JsonLines | HubDataset, part:
     if isinstance(source, TextFile):
         documents = _text_file(base / source.path)
     elif isinstance(source, JsonLines):
-        documents = _json_lines(base / source.path, source.field)
+        documents = _json_lines(base / source.path, source.field, _tag_field(source))
     else:
         documents = _hub_dataset(source)
     # Data sets have empty rows; each would put another end-of-text token into the calibration tokens.
@@ -105,7 +108,19 @@ def _text_file(path: Path) -> list[Document]:
     ]
 
 
-def _json_lines(path: Path, field: str) -> list[Document]:
+def _tag_field(source: JsonLines | HubDataset) -> str | None:
+    """Of evaluation texts, that may have one."""
+    return getattr(source, "tag", None)
+
+
+def _tag(value: Any, place: str, field: str) -> str:
+    """What a row says it is, as a text."""
+    if isinstance(value, str | int) and (text := " ".join(str(value).split())):
+        return text
+    raise UsageError(f"{place}: {field!r} must be a text or a whole number: it names a slice.")
+
+
+def _json_lines(path: Path, field: str, tag_field: str | None) -> list[Document]:
     documents: list[Document] = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -114,10 +129,13 @@ def _json_lines(path: Path, field: str) -> list[Document]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path}:{number}: not valid JSON ({error}).") from error
-        if not isinstance(row, dict) or field not in row:
-            keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
-            raise UsageError(f"{path}:{number}: there is no field {field!r}; the line has: {keys}.")
-        documents.append(Document(f"{path.name}:{number}", _content(row[field], f"{path}:{number}", field)))
+        place = f"{path}:{number}"
+        for wanted in (field, tag_field):
+            if wanted is not None and (not isinstance(row, dict) or wanted not in row):
+                keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
+                raise UsageError(f"{place}: there is no field {wanted!r}; the line has: {keys}.")
+        tag = None if tag_field is None else _tag(row[tag_field], place, tag_field)
+        documents.append(Document(f"{path.name}:{number}", _content(row[field], place, field), tag))
     return documents
 
 
@@ -154,9 +172,14 @@ def _hub_dataset(source: HubDataset) -> list[Document]:
             f"the data set {source.name}: the Hub cannot be reached, and the local cache gives another revision than "
             f"{source.revision}. Fetch it where there is a network."
         )
-    if source.field not in rows.column_names:
-        raise UsageError(f"{source.name}: there is no field {source.field!r}; it has: {', '.join(rows.column_names)}.")
-    return [
-        Document(f"{source.name}/{source.split}#{index}", _content(value, f"{source.name}#{index}", source.field))
-        for index, value in enumerate(rows[source.field])
-    ]
+    tag_field = _tag_field(source)
+    for wanted in (source.field, tag_field):
+        if wanted is not None and wanted not in rows.column_names:
+            raise UsageError(f"{source.name}: there is no field {wanted!r}; it has: {', '.join(rows.column_names)}.")
+    tags: Iterable[Any] = itertools.repeat(None) if tag_field is None else rows[tag_field]
+    documents: list[Document] = []
+    for index, (value, tag) in enumerate(zip(rows[source.field], tags, strict=False)):
+        place = f"{source.name}#{index}"
+        named = None if tag_field is None else _tag(tag, place, tag_field)
+        documents.append(Document(f"{source.name}/{source.split}#{index}", _content(value, place, source.field), named))
+    return documents

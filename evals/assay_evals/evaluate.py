@@ -46,7 +46,8 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
     quality = read_evidence(workspace.build(quality_stage, quality_rows, again=fresh) / _ROWS)
     speed = read_evidence(workspace.build(speed_stage, speed_rows, again=fresh) / _ROWS)
     environment = speed.header.environment
-    whole = dataclasses.replace(comparison.header, checks=quality.header.checks, environment=environment)
+    text, checks = quality.header.text, quality.header.checks
+    whole = dataclasses.replace(comparison.header, text=text, checks=checks, environment=environment)
     return write_evidence(destination, whole, (*quality.windows, *quality.clozes), speed.runs)
 
 
@@ -124,7 +125,10 @@ class _Comparison:
             disjoint_texts(self.job.tokens.tolist(), [passage.tokens for passage in passages]),
         )
         rows = list(measure_quality(baseline, candidate, passages, workspace.progress))
-        write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks), rows, ())
+        measured = {passage.document for passage in passages}
+        tags = {one.name: one.tag for one in self.documents if one.tag is not None and one.name in measured}
+        text = dataclasses.replace(self.header.text, tags=tags)
+        write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks, text=text), rows, ())
 
     def speed(self, partial: Path, workspace: Workspace, stage: Stage) -> None:
         requests = _requests(self.job, self.documents, load_tokenizer(self.job.checkpoint.directory))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -64,12 +64,13 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class TextUsed:
-    """The text that quality was measured on."""
+    """The text that quality was measured on.  tags: the slice of each document that was measured, where the text has any."""
 
     __pydantic_config__ = _STRICT
     source: str
     digest: str
     documents: int
+    tags: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, kw_only=True)

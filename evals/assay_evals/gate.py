@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import Gate, MaxDrop, Strict
+from assay.recipe import Gate, MaxDrop, QualityGates, Strict
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
 from assay_evals import wording
 from assay_evals.evidence import Check, Evidence
 from assay_evals.findings import UnmeasurableError
+from assay_evals.slices import TAG, sliced, slices_of
 from assay_evals.statistics import binomial_lower
 from assay_evals.validity import checks_of
 from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
@@ -40,6 +41,7 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "cloze_disagreement": lambda evidence: [quality.cloze_disagreement(evidence)],
     "load_time": lambda evidence: [*speed.load_time(evidence)],
 }
+_SLICED = ("kl_divergence", "top1_agreement", "cloze_accuracy")
 
 
 def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
@@ -53,6 +55,13 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
     found = {metric: _measured(metric, evidence) for metric in _MEASURES}
     gates = tuple(_gate_row(metric, criterion.model_dump(), found[metric]) for metric, criterion in declared.items())
     rows = [row for measured in found.values() if isinstance(measured, list) for row in measured]
+    slices = {
+        sliced(metric, name): _renamed(sliced(metric, name), _measured(metric, part))
+        for name, part in slices_of(evidence).items()
+        for metric in _SLICED
+        if isinstance(found[metric], list)
+    }
+    gates += _slice_gates((recipe.gate if gate is None else gate).slices, slices)
     checks = (*checks_of(evidence), _all_measured(evidence, found), *_sensitive(declared, found["cloze_accuracy"]))
     verdict = overall(gates, checks)
     return Verdict(
@@ -63,9 +72,25 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         evidence=evidence.digest,
         gates=gates,
         reported=tuple(row for row in rows if row.metric not in declared),
+        slices=tuple(row for measured in slices.values() if isinstance(measured, list) for row in measured),
         checks=checks,
         reasons=_reasons(verdict, gates, checks),
     )
+
+
+def _renamed(metric: str, found: list[Row] | str) -> list[Row] | str:
+    return found if isinstance(found, str) else [replace(row, metric=metric) for row in found]
+
+
+def _slice_gates(declared: QualityGates | None, slices: dict[str, list[Row] | str]) -> tuple[GateRow, ...]:
+    """A row for each gated metric in each slice by tag; one that is INVALID where there is no such slice."""
+    rows: list[GateRow] = []
+    for metric, criterion in declared.declared().items() if declared else ():
+        prefix = sliced(metric, f"{TAG}=")
+        found = {name: measured for name, measured in slices.items() if name.startswith(prefix)}
+        found = found or {sliced(metric, TAG): "The evidence has no document with a tag."}
+        rows += [_gate_row(name, criterion.model_dump(), measured) for name, measured in found.items()]
+    return tuple(rows)
 
 
 def _reasons(verdict: Outcome, gates: tuple[GateRow, ...], checks: tuple[Check, ...]) -> tuple[str, ...]:

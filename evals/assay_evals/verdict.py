@@ -79,7 +79,10 @@ def limit_of(criterion: dict[str, float]) -> Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One word on a candidate, with the digests of exactly what it was said of."""
+    """One word on a candidate, with the digests of exactly what it was said of.
+
+    slices: the quality of parts of the text (slices.py), gated or not, as far as it can be told.
+    """
 
     __pydantic_config__ = _STRICT
     verdict: Outcome
@@ -89,6 +92,7 @@ class Verdict:
     evidence: str
     gates: tuple[GateRow, ...]
     reported: tuple[Row, ...]
+    slices: tuple[Row, ...]
     checks: tuple[Check, ...]
     reasons: tuple[str, ...]
 

@@ -6,12 +6,12 @@ value itself where the baseline has none. Minus is U+2212.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "plain"]
 Difference = Literal["points", "factor", "itself"]
-SAME_ARM = ".same_arm"
+SAME_ARM, SLICE = ".same_arm", "@"
 MOST_DIGITS = 8
 
 
@@ -43,7 +43,10 @@ METRICS: dict[str, Words] = {
 
 
 def words(metric: str) -> Words:
-    """The words of a metric; a same-arm control borrows those of the metric it belongs to."""
+    """The words of a metric; a slice, or a same-arm control, borrows those of the metric it belongs to."""
+    whole, _, part = metric.partition(SLICE)
+    if part:
+        return replace(METRICS[whole], label=f"{METRICS[whole].label}, {part}")
     if metric.endswith(SAME_ARM):
         base = METRICS[metric.removesuffix(SAME_ARM)]
         return Words(f"{base.label}, same build against itself", base.unit, "factor", base.higher_is_better)

@@ -13,7 +13,7 @@ from typing import Any
 from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
 from assay_evals.evidence import Check, Evidence
-from assay_evals.report.views import FLIPS, MEANING, SIGNS, clip, row_view, summary
+from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, row_view, slice_views, summary
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -31,6 +31,10 @@ def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, An
         "" if verdict.passed else _bullets(verdict.reasons),
         _gates(verdict.gates),
         _details("Measured, not gated", _table(_COLUMNS, [_cells(row) for row in reported])),
+        _details(
+            "Slices, the worst first",
+            _table(_COLUMNS, [_words(view) for views in slice_views(verdict) for view in views]),
+        ),
         _details("Checks", _bullets(_check(check) for check in verdict.checks)),
         _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
         _flips(evidence),
@@ -55,7 +59,10 @@ def _gates(gates: Sequence[GateRow]) -> str:
 
 
 def _cells(row: Row, limit: float | None = None) -> tuple[str, ...]:
-    view = row_view(row, limit)
+    return _words(row_view(row, limit))
+
+
+def _words(view: RowView) -> tuple[str, ...]:
     interval = f"{view.interval} ({view.confidence})" if view.confidence else view.interval
     return (view.label, view.baseline, view.candidate, view.difference, interval, view.samples, view.resolves)
 

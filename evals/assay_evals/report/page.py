@@ -20,7 +20,7 @@ from assay_evals.disagreements import mean_divergence, worst_disagreements
 from assay_evals.evidence import Evidence
 from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
-from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, row_view, summary
+from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, row_view, slice_views, summary
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -71,6 +71,7 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         gates=[_gate_view(row) for row in verdict.gates],
         reported=[row_view(row) for row in verdict.reported if not row.metric.endswith(SAME_ARM)],
         controls=[row_view(row) for row in verdict.reported if row.metric.endswith(SAME_ARM)],
+        slices=slice_views(verdict),
         tradeoff=_tradeoff(verdict, evidence),
         layers=chart_layers(read_layers(manifest)),
         fallbacks=[str(sentence) for sentence in manifest.get("fallbacks", [])],

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from assay_evals import wording
 from assay_evals.comparison import Compared, Contrast
+from assay_evals.report.views import slice_views
 from assay_evals.verdict import Outcome, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -22,6 +23,7 @@ _SIGNS: dict[Outcome, tuple[str, str]] = {
 
 
 _CAPTION = "intervals: quality 90%, n tokens or questions in documents; speed 95%, n processes in blocks"
+_WORST = "\nof the slices by tag and by length, only each metric's worst"
 
 
 def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
@@ -49,6 +51,11 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         asked = f"{'≥' if limit.at_least else '≤'} {wording.bare_number(row.metric, limit.value)}"
         table.add_row(*_cells(row, asked, limit.value), _outcome(row.verdict))
     rows = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)] if reported else []
+    if reported:
+        # An average can hide it.
+        worst = [views[0].row for views in slice_views(verdict) if len(views) > 1]
+        rows += worst
+        table.caption = _CAPTION + _WORST * bool(worst)
     for row in rows:
         table.add_row(*_cells(row, "", None), "", style="dim")
     return table

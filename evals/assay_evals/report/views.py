@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from assay_evals import wording
 from assay_evals.verdict import Outcome, Row, Verdict
+from assay_evals.wording import SLICE
 
 FLIPS = 10
 # Each outcome has a sign of its own, for people who do not see colours.
@@ -55,6 +56,17 @@ def row_view(row: Row, limit: float | None = None) -> RowView:
         samples=f"{row.n:,}" + ("" if row.clusters is None else f" in {row.clusters:,}"),
         resolves=wording.distance(row.metric, row.minimum_detectable),
     )
+
+
+def slice_views(verdict: Verdict) -> list[list[RowView]]:
+    """For each metric its slices, the worst first."""
+    metrics = dict.fromkeys(row.metric.partition(SLICE)[0] for row in verdict.slices)
+    ordered: list[list[RowView]] = []
+    for metric in metrics:
+        better = 1 if wording.words(metric).higher_is_better else -1
+        rows = [row for row in verdict.slices if row.metric.partition(SLICE)[0] == metric]
+        ordered.append([row_view(row) for row in sorted(rows, key=lambda row: better * (row.difference or 0.0))])
+    return ordered
 
 
 def summary(verdict: Verdict) -> str:
