@@ -313,6 +313,18 @@ def test_every_slice_of_a_tagged_text_is_judged(tmp_path: Path, make_recipe: Mak
     assert sum(row.n for row in verdict.gates[1:]) == verdict.gates[0].n
 
 
+def test_continuations_are_measured_when_they_are_asked_for(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    greedy = {"metric": "greedy_agreement", "prompts": 6, "prompt_tokens": 16, "new_tokens": 8}
+    evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}, greedy]}
+    gate = {"kl_divergence": {"max": 1.0}, "greedy_agreement": {"min": 0.01}}
+    outcome = compile_(make_recipe(tmp_path, evaluate=evaluate, gate=gate), tmp_path / "artifacts")
+    rows = [json.loads(line) for line in (outcome.run / "evidence/quality.jsonl").read_text().splitlines()]
+    continuations = [row for row in rows if row["kind"] == "continuation"]
+    assert len(continuations) == 6 and all(row["prompt_tokens"] == 16 for row in continuations)
+    found = outcome.verdict.row("greedy_agreement")
+    assert found is not None and found.n == 6 and outcome.verdict.verdict == "PASS", outcome.verdict.reasons
+
+
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:
     before = sorted(own.registry.rglob("*"))
     held = compile_(own.recipe, own.workspace, publishing=False)

@@ -263,7 +263,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "  kl_divergence: {max: 0.1}\n",
             "",
-            "21: no quality is gated; add at least one of kl_divergence, top1_agreement, cloze_accuracy.",
+            "21: no quality is gated; add at least one of kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement.",
         ),
         (
             "metric: cloze_accuracy, samples: 10",
@@ -289,7 +289,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
         (
             "  kl_divergence: {max: 0.1}",
             "  kl_divergence: {max: 0.1}\n  slices: {peak_memory: {max_ratio: 1}}",
-            "23: unknown key 'peak_memory'; allowed: kl_divergence, top1_agreement, cloze_accuracy.",
+            "23: unknown key 'peak_memory'; allowed: kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement.",
         ),
         (
             "hf:org/name\n  revision: main",

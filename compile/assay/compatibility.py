@@ -68,11 +68,12 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         if shape.context_length and length > shape.context_length:
             message = f"length {length} exceeds the model's context of {shape.context_length} tokens."
             problems.append(document.problem((place, "length"), message))
-    for index, metric in enumerate(recipe.evaluate.speed):
-        asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
-        if shape.context_length and asked > shape.context_length:
-            message = f"a request of {asked} tokens exceeds the model's context of {shape.context_length} tokens."
-            problems.append(document.problem(("evaluate", "speed", index), message))
+    for kind, metrics in (("quality", recipe.evaluate.quality), ("speed", recipe.evaluate.speed)):
+        for index, metric in enumerate(metrics):
+            asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
+            if shape.context_length and asked > shape.context_length:
+                message = f"a request of {asked} tokens exceeds the model's context of {shape.context_length} tokens."
+                problems.append(document.problem(("evaluate", kind, index), message))
     return problems
 
 

@@ -22,7 +22,7 @@ from assay.progress import Progress
 from assay.quantize.model import held_bytes, walked_models
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.spill import MEMORY_SHARE
-from assay.recipe import Recipe
+from assay.recipe import GreedyAgreementMetric, Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
@@ -126,6 +126,9 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     scored = max((getattr(metric, "tokens", 0) for metric in evaluation.quality), default=0)
     asked = max((getattr(metric, "samples", 0) for metric in evaluation.quality), default=0)
     scoring = 2 * max(scored, asked * 25) * 2 * weights / (speed * _SCORING_EFFICIENCY)
+    steps = sum(one.prompts * one.new_tokens for one in evaluation.quality if isinstance(one, GreedyAgreementMetric))
+    # Both arms, of which the candidate's weights are no larger.
+    scoring += 2 * steps * float_bytes / _DECODE_BYTES_PER_SECOND
     timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
     prompts = max((getattr(metric, "prompt_tokens", 0) for metric in evaluation.speed), default=0)
     new = max((getattr(metric, "new_tokens", 0) for metric in evaluation.speed), default=0)

@@ -234,6 +234,15 @@ class ClozeAccuracyMetric(Strict):
     samples: Count = 1000
 
 
+class GreedyAgreementMetric(Strict):
+    """Share of prompts that both arms continue with the same tokens, each on its own, as when they are served."""
+
+    metric: Literal["greedy_agreement"]
+    prompts: Count = 32
+    prompt_tokens: Count = 64
+    new_tokens: Count = 32
+
+
 class DecodeMetric(Strict):
     """Tokens per second after the first token: (n − 1) / (time of the last − time of the first)."""
 
@@ -261,7 +270,10 @@ class SizeOnDiskMetric(Strict):
     metric: Literal["size_on_disk"]
 
 
-QualityMetric = Annotated[KlDivergenceMetric | Top1AgreementMetric | ClozeAccuracyMetric, Field(discriminator="metric")]
+QualityMetric = Annotated[
+    KlDivergenceMetric | Top1AgreementMetric | ClozeAccuracyMetric | GreedyAgreementMetric,
+    Field(discriminator="metric"),
+]
 SpeedMetric = Annotated[
     DecodeMetric | TimeToFirstTokenMetric | PeakMemoryMetric | SizeOnDiskMetric, Field(discriminator="metric")
 ]
@@ -320,6 +332,7 @@ class QualityGates(Strict):
     kl_divergence: MaxMean | None = None
     top1_agreement: MinMean | None = None
     cloze_accuracy: MaxDrop | None = None
+    greedy_agreement: MinMean | None = None
 
     def declared(self) -> dict[str, Strict]:
         """Metric name → its criterion, in the order of the schema."""
@@ -377,4 +390,4 @@ class Recipe(Strict):
         return sha256_bytes(canonical_json(self.judged_content()))
 
 
-QUALITY_GATES = ("kl_divergence", "top1_agreement", "cloze_accuracy")
+QUALITY_GATES = tuple(QualityGates.model_fields)

@@ -18,10 +18,10 @@ from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
-from assay_evals.evidence import Arm, Evidence, Header, RecipeUsed, TextUsed, read_evidence, write_evidence
+from assay_evals.evidence import Arm, Evidence, Header, QualityRow, RecipeUsed, TextUsed, read_evidence, write_evidence
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
-from assay_evals.quality.measure import measure_quality
-from assay_evals.quality.passages import select_passages
+from assay_evals.quality.measure import measure_continuations, measure_quality
+from assay_evals.quality.passages import select_passages, select_prompts
 from assay_evals.runtimes.base import open_runtime, runtime_version
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
@@ -48,7 +48,7 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
     environment = speed.header.environment
     text, checks = quality.header.text, quality.header.checks
     whole = dataclasses.replace(comparison.header, text=text, checks=checks, environment=environment)
-    return write_evidence(destination, whole, (*quality.windows, *quality.clozes), speed.runs)
+    return write_evidence(destination, whole, (*quality.windows, *quality.clozes, *quality.continuations), speed.runs)
 
 
 def check_evaluation(job: Job) -> None:
@@ -59,6 +59,7 @@ def check_evaluation(job: Job) -> None:
     runtime_version(TARGETS[job.recipe.target.format].runtime)
     documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
     passages = select_passages(documents, tokenizer, job.recipe.evaluate)
+    select_prompts(passages, job.recipe.evaluate)
     _requests(job, documents, tokenizer)
     unseen = disjoint_texts(job.tokens.tolist(), [passage.tokens for passage in passages])
     if not unseen.passed:
@@ -124,7 +125,9 @@ class _Comparison:
             decode_path(baseline, candidate, passages),
             disjoint_texts(self.job.tokens.tolist(), [passage.tokens for passage in passages]),
         )
-        rows = list(measure_quality(baseline, candidate, passages, workspace.progress))
+        prompts = select_prompts(passages, self.job.recipe.evaluate)
+        rows: list[QualityRow] = list(measure_quality(baseline, candidate, passages, workspace.progress))
+        rows += measure_continuations(baseline, candidate, prompts, workspace.progress)
         measured = {passage.document for passage in passages}
         tags = {one.name: one.tag for one in self.documents if one.tag is not None and one.name in measured}
         text = dataclasses.replace(self.header.text, tags=tags)

@@ -141,6 +141,42 @@ class Cloze:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Continued:
+    """What one arm made of a prompt: how many tokens, without the one that ends the text; whether it ended it; and the text."""
+
+    __pydantic_config__ = _STRICT
+    tokens: int
+    ended: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """A prompt that both arms continued greedily, each on its own.  same: how many tokens they have in common before they part."""
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["continuation"] = "continuation"
+    document: str
+    window: int
+    prompt_tokens: int
+    new_tokens: int
+    same: int
+    baseline: Continued
+    candidate: Continued
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.same <= min(self.baseline.tokens, self.candidate.tokens) <= self.new_tokens:
+            raise ValueError("two continuations have no more tokens in common than either has")
+
+    @property
+    def alike(self) -> bool:
+        """Whether they are the same to their ends."""
+        return (
+            self.same == self.baseline.tokens == self.candidate.tokens and self.baseline.ended == self.candidate.ended
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One request: seconds from the request to each new token."""
 
@@ -171,15 +207,17 @@ class Evidence:
     clozes: tuple[Cloze, ...]
     runs: tuple[SpeedRun, ...]
     digest: str
+    continuations: tuple[Continuation, ...] = ()
 
 
 _HEADER = TypeAdapter(Header)
-_QUALITY: TypeAdapter[Window | Cloze] = TypeAdapter(Annotated[Window | Cloze, Field(discriminator="kind")])
+QualityRow = Window | Cloze | Continuation
+_QUALITY: TypeAdapter[QualityRow] = TypeAdapter(Annotated[QualityRow, Field(discriminator="kind")])
 _SPEED = TypeAdapter(SpeedRun)
 
 
 def write_evidence(
-    directory: Path, header: Header, quality: Iterable[Window | Cloze], runs: Iterable[SpeedRun]
+    directory: Path, header: Header, quality: Iterable[QualityRow], runs: Iterable[SpeedRun]
 ) -> Evidence:
     """Write an evidence directory, whole or not at all, and return it as a reader will see it.
 
@@ -204,6 +242,7 @@ def read_evidence(directory: Path) -> Evidence:
         header=header,
         windows=tuple(row for row in quality if isinstance(row, Window)),
         clozes=tuple(row for row in quality if isinstance(row, Cloze)),
+        continuations=tuple(row for row in quality if isinstance(row, Continuation)),
         runs=tuple(runs),
         digest=sha256_bytes(header_bytes),
     )

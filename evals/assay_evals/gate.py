@@ -32,6 +32,7 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "kl_divergence": lambda evidence: [quality.kl_divergence(evidence)],
     "top1_agreement": lambda evidence: [quality.top1_agreement(evidence)],
     "cloze_accuracy": lambda evidence: [quality.cloze_accuracy(evidence)],
+    "greedy_agreement": lambda evidence: [quality.greedy_agreement(evidence)],
     "decode_tokens_per_second": lambda evidence: [*speed.decode_tokens_per_second(evidence)],
     "time_to_first_token": lambda evidence: [*speed.time_to_first_token(evidence)],
     "peak_memory": lambda evidence: [*speed.peak_memory(evidence)],
@@ -39,9 +40,10 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "kl_divergence.tail": quality.kl_tail,
     "perplexity": lambda evidence: [quality.perplexity(evidence)],
     "cloze_disagreement": lambda evidence: [quality.cloze_disagreement(evidence)],
+    "greedy_agreement.details": quality.greedy_details,
     "load_time": lambda evidence: [*speed.load_time(evidence)],
 }
-_SLICED = ("kl_divergence", "top1_agreement", "cloze_accuracy")
+_SLICED = ("kl_divergence", "top1_agreement", "cloze_accuracy", "greedy_agreement")
 
 
 def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:

@@ -13,9 +13,9 @@ from assay.recipe import (
     ClozeAccuracyMetric,
     Evaluate,
     Gate,
+    GreedyAgreementMetric,
     KlDivergenceMetric,
     Strict,
-    Top1AgreementMetric,
 )
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
@@ -76,7 +76,9 @@ def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumpti
             return _cloze(rule, declared.samples, assumed)
         if isinstance(declared, KlDivergenceMetric):
             return _divergence(rule, limit, declared.tokens, assumed)
-        return _agreement(rule, limit, declared, assumed)
+        if isinstance(declared, GreedyAgreementMetric):
+            return _agreement(metric, rule, limit, (declared.prompts, "prompts"), assumed)
+        return _agreement(metric, rule, limit, (declared.tokens, "tokens"), assumed)
     if metric == "size_on_disk":
         return Reach(metric, rule, 1, 0.0, True, "The size is an exact number; it is compared as it is.")
     noise = assumed.memory_noise if metric == "peak_memory" else assumed.speed_noise
@@ -117,20 +119,20 @@ def _divergence(rule: dict[str, float], limit: float, tokens: int, assumed: Assu
     return Reach("kl_divergence", rule, tokens, limit - highest, widening <= 1, sentence)
 
 
-def _agreement(rule: dict[str, float], limit: float, metric: Top1AgreementMetric, assumed: Assumptions) -> Reach:
+def _agreement(
+    metric: str, rule: dict[str, float], limit: float, samples: tuple[int, str], assumed: Assumptions
+) -> Reach:
     """A candidate halfway between the limit and perfect agreement should pass."""
-    halfway = (1 + limit) / 2
-    error = math.sqrt(halfway * (1 - halfway) * assumed.design_effect / metric.tokens)
+    (count, unit), halfway = samples, (1 + limit) / 2
+    error = math.sqrt(halfway * (1 - halfway) * assumed.design_effect / count)
     smallest, room = detectable(error, math.inf, quality.ALPHA), halfway - limit
     sentence = (
-        f"{metric.tokens:,} tokens resolve {wording.distance('top1_agreement', smallest)} "
+        f"{count:,} {unit} resolve {wording.distance(metric, smallest)} "
         f"(assuming design effect {assumed.design_effect:g})."
     )
     if smallest > room:
-        sentence += (
-            f" Too coarse for this limit: ask for about {_hundreds(metric.tokens * (smallest / room) ** 2):,} tokens."
-        )
-    return Reach("top1_agreement", rule, metric.tokens, smallest, smallest <= room, sentence)
+        sentence += f" Too coarse for this limit: ask for about {_hundreds(count * (smallest / room) ** 2):,} {unit}."
+    return Reach(metric, rule, count, smallest, smallest <= room, sentence)
 
 
 def _ratio(metric: str, rule: dict[str, float], limit: float, blocks: int, noise: float) -> Reach:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from assay_evals.evidence import Cloze, Evidence, Window
+from assay_evals.evidence import Cloze, Continuation, Evidence, Window
 from assay_evals.findings import UnmeasurableError, bounded_exp, finding
 from assay_evals.statistics import (
     Groups,
@@ -155,6 +156,86 @@ def cloze_disagreement(evidence: Evidence) -> Row:
         samples=groups.samples,
         clusters=groups.clusters,
     )
+
+
+def greedy_agreement(evidence: Evidence) -> Row:
+    """Share of prompts that both arms continue alike to the end.
+
+    Prompts are few and their outcomes are yes or no, so the spread between documents can vanish by chance; the exact bound of independent
+    prompts is the least that the interval is wide.
+    """
+    rows = _continuations(evidence)
+    groups = grouped([float(row.alike) for row in rows], [row.document for row in rows])
+    alike = int(groups.sums.sum())
+    estimate = clustered_mean(groups)
+    low, high = t_interval(estimate, CONFIDENCE)
+    low = max(0.0, min(low, binomial_lower(alike, len(rows), ALPHA)))
+    high = min(1.0, max(high, binomial_upper(alike, len(rows), ALPHA)))
+    return finding(
+        "greedy_agreement",
+        arms=(None, estimate.mean),
+        difference=estimate.mean,
+        interval=(low, high),
+        confidence=CONFIDENCE,
+        samples=groups.samples,
+        clusters=groups.clusters,
+        minimum_detectable=max(detectable(estimate.standard_error, estimate.degrees, ALPHA), estimate.mean - low),
+    )
+
+
+def greedy_details(evidence: Evidence) -> list[Row]:
+    """How far the arms go together, and whether the candidate writes more, or does not stop, which broken models do."""
+    rows = _continuations(evidence)
+    labels = [row.document for row in rows]
+    together = clustered_mean(grouped([float(row.same) for row in rows], labels))
+    lengths = [(row.baseline.tokens, row.candidate.tokens) for row in rows]
+    before, after = (math.fsum(length[arm] for length in lengths) / len(rows) for arm in (0, 1))
+    cut = [(not row.baseline.ended, not row.candidate.ended) for row in rows]
+    unstopped = clustered_mean(grouped([float(late) - float(early) for early, late in cut], labels))
+    found = [
+        _reported(
+            "greedy_agreement.together", (None, together.mean), together.mean, t_interval(together, CONFIDENCE), rows
+        ),
+        _reported(
+            "greedy_agreement.unstopped",
+            (sum(early for early, _ in cut) / len(cut), sum(late for _, late in cut) / len(cut)),
+            unstopped.mean,
+            t_interval(unstopped, CONFIDENCE),
+            rows,
+        ),
+    ]
+    if before > 0:
+        # A ratio of means: the error of after − ratio · before, over before (the delta method).
+        ratio = after / before
+        spread = clustered_mean(grouped([late - ratio * early for early, late in lengths], labels))
+        low, high = t_interval(replace(spread, mean=0.0), CONFIDENCE)
+        interval = (ratio + low / before, ratio + high / before)
+        found.append(_reported("greedy_agreement.length", (before, after), ratio, interval, rows))
+    return found
+
+
+def _reported(
+    metric: str,
+    arms: tuple[float | None, float],
+    difference: float,
+    interval: tuple[float, float],
+    rows: Sequence[Continuation],
+) -> Row:
+    documents = len({row.document for row in rows})
+    return finding(
+        metric,
+        arms=arms,
+        difference=difference,
+        interval=interval,
+        confidence=CONFIDENCE,
+        samples=len(rows),
+        clusters=documents,
+    )
+
+
+def _continuations(evidence: Evidence) -> tuple[Continuation, ...]:
+    _need_documents("continuation", [row.document for row in evidence.continuations])
+    return evidence.continuations
 
 
 def _windows(evidence: Evidence) -> tuple[Window, ...]:

@@ -29,6 +29,7 @@ def slices_of(evidence: Evidence) -> dict[str, Evidence]:
         name: dataclasses.replace(
             evidence,
             windows=tuple(window for window in evidence.windows if window.document in documents),
+            continuations=tuple(row for row in evidence.continuations if row.document in documents),
             clozes=tuple(cloze for cloze in evidence.clozes if cloze.document in documents),
         )
         for name, documents in parts.items()

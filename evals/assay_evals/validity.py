@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable
 
-from assay.recipe import ClozeAccuracyMetric
+from assay.recipe import ClozeAccuracyMetric, GreedyAgreementMetric
 from assay_evals.evidence import Check, Evidence
 from assay_evals.findings import UnmeasurableError
 from assay_evals.speed_findings import blocks_of
@@ -68,7 +68,10 @@ def _samples(evidence: Evidence) -> Check:
     tokens = sum(window.tokens for window in evidence.windows)
     short: list[str] = []
     for metric in evaluate.quality:
-        if isinstance(metric, ClozeAccuracyMetric):
+        if isinstance(metric, GreedyAgreementMetric):
+            if len(evidence.continuations) < metric.prompts:
+                short.append(f"{len(evidence.continuations):,} of {metric.prompts:,} continuations")
+        elif isinstance(metric, ClozeAccuracyMetric):
             if len(evidence.clozes) < metric.samples:
                 short.append(f"{len(evidence.clozes):,} of {metric.samples:,} cloze questions")
         elif tokens < metric.tokens:
@@ -87,6 +90,7 @@ def _measured_once(evidence: Evidence) -> Check:
     repeated = [
         *_repeated("window", ((row.document, row.window) for row in evidence.windows)),
         *_repeated("cloze question", ((row.document, row.window, row.position) for row in evidence.clozes)),
+        *_repeated("continuation", ((row.document, row.window) for row in evidence.continuations)),
         *_repeated("process", ((row.block, row.position) for row in evidence.runs)),
     ]
     if repeated:

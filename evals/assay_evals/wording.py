@@ -29,6 +29,10 @@ METRICS: dict[str, Words] = {
     "kl_divergence": Words("KL divergence", "nats", "itself", False),
     "top1_agreement": Words("top-1 agreement", "share", "itself", True),
     "cloze_accuracy": Words("cloze accuracy", "share", "points", True),
+    "greedy_agreement": Words("same continuation", "share", "itself", True),
+    "greedy_agreement.together": Words("tokens before continuations part", "plain", "itself", True),
+    "greedy_agreement.unstopped": Words("continuations cut off by the limit", "share", "points", False),
+    "greedy_agreement.length": Words("length of continuations", "plain", "factor", True),
     "decode_tokens_per_second": Words("decode speed", "tokens per second", "factor", True),
     "time_to_first_token": Words("time to first token", "seconds", "factor", False),
     "peak_memory": Words("peak memory", "bytes", "factor", False),
@@ -169,7 +173,9 @@ def _unit(metric: str) -> str:
     found = words(metric)
     if found.difference == "factor":
         return "×"
-    return " points" if found.difference == "points" else "%" if found.unit == "share" else " nats"
+    if found.difference == "points":
+        return " points"
+    return {"share": "%", "nats": " nats"}.get(found.unit, "")
 
 
 def _number(metric: str, number: float, digits: int) -> str:

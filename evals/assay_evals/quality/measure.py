@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.progress import Progress
-from assay_evals.evidence import Answer, Cloze, Window
+from assay_evals.evidence import Answer, Cloze, Continuation, Continued, Window
 from assay_evals.quality.divergence import divergence
-from assay_evals.quality.passages import Passage, Question
+from assay_evals.quality.passages import Passage, Prompt, Question
 from assay_evals.runtimes.base import Runtime
 
 
@@ -44,6 +44,40 @@ def measure_quality(
                     baseline=answers[0],
                     candidate=answers[1],
                 )
+            advance()
+
+
+def measure_continuations(
+    baseline: Runtime, candidate: Runtime, prompts: Sequence[Prompt], progress: Progress
+) -> Iterator[Continuation]:
+    """Yield what both arms make of each prompt, token by token on their own paths: what forced text hides shows here."""
+    if not prompts:
+        return
+    with progress.stage("measure continuations", len(prompts)) as advance:
+        for prompt in prompts:
+            found = [
+                runtime.generate(list(prompt.tokens), prompt.new_tokens, stops=True).tokens
+                for runtime in (baseline, candidate)
+            ]
+            pairs = zip(*found, strict=False)
+            same = next((index for index, pair in enumerate(pairs) if pair[0] != pair[1]), min(map(len, found)))
+            before, after = (
+                Continued(
+                    tokens=len(tokens),
+                    ended=len(tokens) < prompt.new_tokens,
+                    text=runtime.decode(list(tokens)) if tokens else "",
+                )
+                for runtime, tokens in zip((baseline, candidate), found, strict=True)
+            )
+            yield Continuation(
+                document=prompt.document,
+                window=prompt.window,
+                prompt_tokens=len(prompt.tokens),
+                new_tokens=prompt.new_tokens,
+                same=same,
+                baseline=before,
+                candidate=after,
+            )
             advance()
 
 

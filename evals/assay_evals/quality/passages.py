@@ -13,7 +13,7 @@ from typing import Any
 
 from assay.calibration import encode
 from assay.errors import UsageError
-from assay.recipe import ClozeAccuracyMetric, Evaluate
+from assay.recipe import ClozeAccuracyMetric, Evaluate, GreedyAgreementMetric
 from assay.text import Document
 
 _LAST_WORD = re.compile(r"(?<=\s)[A-Za-z][A-Za-z-]+(?=[.!?,;:](?:\s|$))")
@@ -39,6 +39,16 @@ class Passage:
     window: int
     tokens: tuple[int, ...]
     questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a window, and how many tokens are asked for after it."""
+
+    document: str
+    window: int
+    tokens: tuple[int, ...]
+    new_tokens: int
 
 
 def select_passages(documents: list[Document], tokenizer: Any, evaluate: Evaluate) -> list[Passage]:
@@ -69,6 +79,24 @@ def select_passages(documents: list[Document], tokenizer: Any, evaluate: Evaluat
             f"{questions}. Lower evaluate.quality's tokens or samples, or give more text."
         )
     return chosen
+
+
+def select_prompts(passages: list[Passage], evaluate: Evaluate) -> list[Prompt]:
+    """The beginnings of the first windows that are long enough, as many as are declared; UsageError when there are fewer."""
+    metric = next((one for one in evaluate.quality if isinstance(one, GreedyAgreementMetric)), None)
+    if metric is None:
+        return []
+    length = metric.prompt_tokens
+    long_enough = [passage for passage in passages if len(passage.tokens) >= length]
+    if len(long_enough) < metric.prompts:
+        raise UsageError(
+            f"the evaluation text gives {len(long_enough)} windows of at least {length} tokens; greedy_agreement asks for "
+            f"{metric.prompts} prompts. Lower prompts or prompt_tokens, or raise another metric's tokens or samples."
+        )
+    return [
+        Prompt(passage.document, passage.window, passage.tokens[:length], metric.new_tokens)
+        for passage in long_enough[: metric.prompts]
+    ]
 
 
 def cut(document: Document, tokenizer: Any, length: int) -> list[Passage]:
