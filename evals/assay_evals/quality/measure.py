@@ -13,6 +13,8 @@ from assay_evals.quality.divergence import divergence
 from assay_evals.quality.passages import Passage, Prompt, Question
 from assay_evals.runtimes.base import Runtime
 
+_PROMPT_CHARACTERS = 160
+
 
 def measure_quality(
     baseline: Runtime, candidate: Runtime, passages: Sequence[Passage], progress: Progress
@@ -62,11 +64,7 @@ def measure_continuations(
             pairs = zip(*found, strict=False)
             same = next((index for index, pair in enumerate(pairs) if pair[0] != pair[1]), min(map(len, found)))
             before, after = (
-                Continued(
-                    tokens=len(tokens),
-                    ended=len(tokens) < prompt.new_tokens,
-                    text=runtime.decode(list(tokens)) if tokens else "",
-                )
+                Continued(tokens=len(tokens), ended=len(tokens) < prompt.new_tokens, text=_text(runtime, tokens))
                 for runtime, tokens in zip((baseline, candidate), found, strict=True)
             )
             yield Continuation(
@@ -74,11 +72,17 @@ def measure_continuations(
                 window=prompt.window,
                 prompt_tokens=len(prompt.tokens),
                 new_tokens=prompt.new_tokens,
+                prompt=_text(baseline, prompt.tokens)[-_PROMPT_CHARACTERS:],
                 same=same,
+                together=_text(baseline, found[0][:same]),
                 baseline=before,
                 candidate=after,
             )
             advance()
+
+
+def _text(runtime: Runtime, tokens: Sequence[int]) -> str:
+    return runtime.decode(list(tokens)) if tokens else ""
 
 
 def _answer(runtime: Runtime, guesses: NDArray[np.int64], passage: Passage, question: Question) -> Answer:

@@ -53,7 +53,7 @@ def forest_row(row: GateRow) -> Markup:
 
 def no_change(metric: str) -> float:
     """The difference of a candidate that behaves as its baseline does."""
-    if wording.words(metric).difference == "factor" or metric.startswith("top1_agreement"):
+    if wording.words(metric).difference == "factor" or metric.startswith(("top1_agreement", "greedy_agreement")):
         return 1.0
     return 0.0
 

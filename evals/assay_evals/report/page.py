@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from assay_evals import wording
 from assay_evals.disagreements import mean_divergence, worst_disagreements
-from assay_evals.evidence import Evidence
+from assay_evals.evidence import Continuation, Continued, Evidence
 from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
 from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, row_view, slice_views, summary
@@ -25,6 +25,7 @@ from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
 WINDOWS = 5
+CONTINUATIONS = 5
 LONGEST_TEXT = 240
 LONGEST_JSON = 60_000
 
@@ -78,6 +79,11 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         flips=worst.flips[:FLIPS],
         flips_total=sum(row.baseline.correct and not row.candidate.correct for row in evidence.clozes),
         clozes_total=len(evidence.clozes),
+        continuations=[
+            (row, _rest(row, row.baseline), _rest(row, row.candidate)) for row in worst.continuations[:CONTINUATIONS]
+        ],
+        continuations_total=len(evidence.continuations),
+        parted_total=sum(not row.alike for row in evidence.continuations),
         windows=[
             (window, divergence_strip(window, largest), mean_divergence(window)) for window in worst.windows[:WINDOWS]
         ],
@@ -86,6 +92,12 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         shorten=lambda text: clip(text, LONGEST_TEXT),
         percent=percent,
     )
+
+
+def _rest(row: Continuation, arm: Continued) -> str:
+    """What an arm wrote after the two parted."""
+    rest = arm.text.removeprefix(row.together)
+    return f"{rest} ▪" if arm.ended else f"{rest} …"
 
 
 def _bits_per_parameter(evidence: Evidence, manifest: dict[str, Any]) -> float | None:
