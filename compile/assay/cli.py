@@ -183,13 +183,20 @@ def compare(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN RUN…", help="Run directories; each is compared with the first.")
     ],
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare finished runs: what each candidate changes against the first one, with intervals that hold together."""
     from assay.conclusion import compare_runs
 
-    Output(json, quiet).compared(compare_runs(runs))
+    found = compare_runs(runs)
+    if page is not None:
+        from assay.files import write_atomic
+        from assay_evals.report.comparison_page import render_comparison
+
+        write_atomic(page, render_comparison(found))
+    Output(json, quiet).compared(found)
 
 
 @app.command()

@@ -27,6 +27,9 @@ from assay_evals.verdict import Outcome, Row, Verdict
 from assay_evals.wording import SAME_ARM, words
 
 ERROR = 0.10
+# What a candidate is chosen for and by: the first that all runs have.
+_GAINS = ("decode_tokens_per_second", "size_on_disk")
+_QUALITIES = ("kl_divergence", "cloze_accuracy", "top1_agreement")
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,28 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A candidate against its own baseline on one axis: the difference as in its verdict, and its interval."""
+
+    metric: str
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
 class Compared:
-    """One candidate: its verdict and its contrasts, of every metric that one of the runs has."""
+    """One candidate: its verdict and its contrasts, of every metric that one of the runs has.
+
+    places: gain and quality, where all runs have both.  dominated_by: a candidate that is no worse in either and better in one, going
+    by what was found, without regard to the intervals.
+    """
 
     name: str
     verdict: Outcome
     scheme: str
     contrasts: tuple[Contrast, ...]
+    places: tuple[Place, Place] | None
+    dominated_by: str | None
 
 
 def compare(runs: Sequence[Finished]) -> tuple[Compared, ...]:
@@ -70,15 +88,49 @@ def compare(runs: Sequence[Finished]) -> tuple[Compared, ...]:
     first, confidence = runs[0], 1 - ERROR / (len(runs) - 1)
     metrics = [row.metric for run in runs for row in (*run.verdict.gates, *run.verdict.reported)]
     shown = [metric for metric in dict.fromkeys(metrics) if not metric.endswith(SAME_ARM)]
+    gains, qualities = (_common(metrics, runs) for metrics in (_GAINS, _QUALITIES))
+    placed = {run.name: (gain, quality) for run, gain, quality in zip(runs, gains, qualities, strict=False)}
     return tuple(
         Compared(
             run.name,
             run.verdict.verdict,
             run.evidence.header.candidate.scheme,
             tuple(_contrast(metric, first, run, confidence) for metric in shown),
+            placed.get(run.name),
+            _dominating(run.name, placed),
         )
         for run in runs
     )
+
+
+def _common(metrics: Sequence[str], runs: Sequence[Finished]) -> list[Place]:
+    """The places of all runs in the first of these metrics that they all have; none when there is no such metric."""
+    for metric in metrics:
+        rows = [run.verdict.row(metric) for run in runs]
+        places = [
+            Place(metric, row.difference, row.interval)
+            for row in rows
+            if row is not None and row.difference is not None and row.interval is not None
+        ]
+        if len(places) == len(runs):
+            return places
+    return []
+
+
+def _dominating(name: str, placed: dict[str, tuple[Place, Place]]) -> str | None:
+    if name not in placed:
+        return None
+    own = [_better(place) for place in placed[name]]
+    for other, places in placed.items():
+        theirs = [_better(place) for place in places]
+        if theirs != own and all(their >= mine for their, mine in zip(theirs, own, strict=True)):
+            return other
+    return None
+
+
+def _better(place: Place) -> float:
+    """A number that is the higher the better."""
+    return place.value if words(place.metric).higher_is_better else -place.value
 
 
 def _contrast(metric: str, first: Finished, run: Finished, confidence: float) -> Contrast:
@@ -107,7 +159,8 @@ def _same_samples(first: Evidence, other: Evidence) -> bool:
     def samples(evidence: Evidence) -> tuple[object, ...]:
         windows = [(window.document, window.window, window.tokens) for window in evidence.windows]
         questions = [(cloze.document, cloze.window, cloze.position, cloze.word) for cloze in evidence.clozes]
-        return (evidence.header.text.digest, windows, questions)
+        prompts = [(row.document, row.window, row.prompt_tokens, row.new_tokens) for row in evidence.continuations]
+        return (evidence.header.text.digest, windows, questions, prompts)
 
     return samples(first) == samples(other)
 
@@ -139,6 +192,13 @@ def _perplexity(first: Evidence, other: Evidence, confidence: float) -> tuple[fl
     return bounded_exp(mean), (bounded_exp(low), bounded_exp(high))
 
 
+def _continuations(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = list(zip(first.continuations, other.continuations, strict=True))
+    changes = [int(after.alike) - int(before.alike) for before, after in pairs]
+    estimate = clustered_mean(grouped(changes, [before.document for before, _ in pairs]))
+    return estimate.mean, t_interval(estimate, confidence)
+
+
 def _cloze(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
     pairs = list(zip(first.clozes, other.clozes, strict=True))
     changes = [int(after.candidate.correct) - int(before.candidate.correct) for before, after in pairs]
@@ -151,6 +211,7 @@ _PAIRED: dict[str, Callable[[Evidence, Evidence, float], tuple[float, Interval]]
     "top1_agreement": _agreement,
     "perplexity": _perplexity,
     "cloze_accuracy": _cloze,
+    "greedy_agreement": _continuations,
 }
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from assay.errors import UsageError
 from assay_evals.comparison import Compared, Contrast, Finished, compare
 from assay_evals.evidence import Evidence
 from assay_evals.gate import judge
+from assay_evals.report.comparison_page import render_comparison
 from assay_evals.report.table import comparison_table
 
 Make = Callable[..., Evidence]
@@ -120,3 +122,32 @@ def test_the_table_shows_values_changes_and_intervals(good: Evidence, make_evide
     ):
         assert words in text, words
     assert "…" not in text
+
+
+def test_a_candidate_that_is_no_better_in_anything_is_dominated(make_evidence: Make) -> None:
+    good, slow, rough = (
+        make_evidence(kl=0.05, speedup=3),
+        make_evidence(kl=0.06, speedup=2),
+        make_evidence(kl=0.08, speedup=4),
+    )
+    found = compare([finished("good", good), finished("slow", slow), finished("rough", rough)])
+    assert [one.dominated_by for one in found] == [None, "good", None]
+    for one in found:
+        assert one.places is not None
+        assert [place.metric for place in one.places] == ["decode_tokens_per_second", "kl_divergence"]
+
+
+def test_without_a_common_axis_nothing_is_dominated(make_evidence: Make) -> None:
+    whole, unmeasured = make_evidence(), replace(make_evidence(kl=0.2), windows=(), clozes=())
+    found = compare([finished("whole", whole), finished("unmeasured", unmeasured)])
+    assert [(one.places, one.dominated_by) for one in found] == [(None, None)] * 2
+
+
+def test_the_page_shows_where_each_lies_and_every_metric(make_evidence: Make) -> None:
+    hostile = "<script>alert(1)</script>"
+    runs = [finished("a", make_evidence(kl=0.05)), finished(hostile, make_evidence(kl=0.06, speedup=2))]
+    page = render_comparison(compare(runs)).decode()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert page.count("class='dot candidate'") == 1 and page.count("class='dot dominated'") == 1
+    assert "KL divergence, nats" in page and "decode speed, candidate / baseline" in page
+    assert re.search(r"<th>KL divergence</th><td>0\.\d+ nats</td><td>0\.\d+ nats<small>\+0.0\d+ nats</small>", page)

@@ -130,6 +130,48 @@ def tradeoff(quality: Row, speed: Row, control: Row | None, names: tuple[str, st
     )
 
 
+@dataclass(frozen=True)
+class Point:
+    """One candidate of several: its place with the interval on each axis."""
+
+    name: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    dominated: bool
+
+
+def scatter(points: Sequence[Point], labels: tuple[str, str], percent: bool) -> Markup:
+    """Candidates beside each other, (low, value, high) on both axes; hollow: another is no worse in either. labels: of the axes.
+
+    percent: whether the vertical axis is a share.
+    """
+    scale = 100 if percent else 1
+    x = _padded([value for point in points for value in point.x], 58, 464)
+    y = _padded([scale * value for point in points for value in point.y], 268, 18)
+    parts = [
+        *(f"<line class='grid' x1='{x.at(tick):.1f}' x2='{x.at(tick):.1f}' y1='18' y2='268'/>" for tick in x.ticks()),
+        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
+        *(f"<text x='{x.at(tick):.1f}' y='287' class='tick middle'>{tick:g}</text>" for tick in x.ticks()),
+        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}</text>" for tick in y.ticks()),
+    ]
+    for point in points:
+        across, up = ([x.at(value) for value in point.x], [y.at(scale * value) for value in point.y])
+        kind = "baseline" if point.dominated else "candidate"
+        parts += [
+            _bar((across[0], up[1]), (across[2], up[1]), kind),
+            _bar((across[1], up[0]), (across[1], up[2]), kind),
+            _dot(across[1], up[1], "dominated" if point.dominated else "candidate", point.name),
+        ]
+    parts += [
+        f"<text class='axis middle' x='261' y='312'>{escape(labels[0])}</text>",
+        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{escape(labels[1])}</text>",
+    ]
+    return Markup(
+        f"<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='{escape(labels[1])} against {escape(labels[0])}'>"
+        f"{''.join(parts)}</svg>"
+    )
+
+
 def _padded(values: Sequence[float], start: float, stop: float, from_zero: bool = False) -> Axis:
     low, high = min(values), max(values)
     room = 0.15 * (high - low) or 1.0
@@ -150,7 +192,7 @@ def _dot(x: float, y: float, arm: str, name: str) -> str:
     """A circle for the candidate and a square for the baseline, with its name on the side that has room."""
     shape = (
         f"<circle cx='{x:.1f}' cy='{y:.1f}' r='6.5'/>"
-        if arm == "candidate"
+        if arm != "baseline"
         else f"<rect x='{x - 5.5:.1f}' y='{y - 5.5:.1f}' width='11' height='11'/>"
     )
     side, shift = ("end", -12) if x > 300 else ("start", 12)

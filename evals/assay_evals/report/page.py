@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from assay_evals import wording
@@ -51,18 +51,10 @@ class Tile:
 
 def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock: dict[str, Any]) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     worst = worst_disagreements(evidence, max(FLIPS, WINDOWS))
     sound = verdict.verdict != "INVALID"
     largest = max((value or 0.0 for window in worst.windows[:WINDOWS] for value in window.kl), default=0.0)
-    return environment.get_template("page.html.j2").render(
-        style=Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8")),
+    return template("page.html.j2").render(
         verdict=verdict,
         meaning=MEANING[verdict.verdict],
         header=evidence.header,
@@ -92,6 +84,19 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         shorten=lambda text: clip(text, LONGEST_TEXT),
         percent=percent,
     )
+
+
+def template(name: str) -> Template:
+    """A page's template, which knows the style sheet; text is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = Markup((Path(__file__).parent / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(name, globals={"style": style})
 
 
 def _rest(row: Continuation, arm: Continued) -> str:

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from assay_evals import wording
-from assay_evals.comparison import Compared, Contrast
-from assay_evals.report.views import slice_views
+from assay_evals.comparison import Compared
+from assay_evals.report.views import contrast_lines, slice_views
 from assay_evals.verdict import Outcome, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -69,20 +69,13 @@ def comparison_table(runs: Sequence[Compared]) -> Table:
     for run in runs:
         table.add_column(f"{run.name}\n{run.scheme}", justify="right", overflow="fold")
     table.add_row("verdict", *(_outcome(run.verdict) for run in runs))
+    if any(run.dominated_by for run in runs):
+        table.add_row("dominated by", *(run.dominated_by or "–" for run in runs))
     for contrasts in zip(*(run.contrasts for run in runs), strict=True):
-        table.add_row(wording.words(contrasts[0].metric).label, *map(_contrast, contrasts))
+        table.add_row(
+            wording.words(contrasts[0].metric).label, *("\n".join(contrast_lines(contrast)) for contrast in contrasts)
+        )
     return table
-
-
-def _contrast(contrast: Contrast) -> str:
-    value = wording.value(contrast.metric, contrast.value)
-    if contrast.change is None:
-        return f"{value}\n{contrast.reason}".rstrip()
-    change = wording.change(contrast.metric, contrast.change)
-    if contrast.interval is None or contrast.interval[0] == contrast.interval[1]:
-        return f"{value}\n{change}"
-    low, high = (wording.change(contrast.metric, bound) for bound in contrast.interval)
-    return f"{value}\n{change}\n{low} to {high}"
 
 
 def _cells(row: Row, asked: str, limit: float | None) -> tuple[str, str, str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from assay_evals import wording
+from assay_evals.comparison import Contrast
 from assay_evals.verdict import Outcome, Row, Verdict
 from assay_evals.wording import SLICE
 
@@ -67,6 +68,18 @@ def slice_views(verdict: Verdict) -> list[list[RowView]]:
         rows = [row for row in verdict.slices if row.metric.partition(SLICE)[0] == metric]
         ordered.append([row_view(row) for row in sorted(rows, key=lambda row: better * (row.difference or 0.0))])
     return ordered
+
+
+def contrast_lines(contrast: Contrast) -> list[str]:
+    """A candidate's value, how it differs from the first one's, and the interval of that."""
+    lines = [wording.value(contrast.metric, contrast.value)]
+    if contrast.change is None:
+        return [*lines, contrast.reason] if contrast.reason else lines
+    lines.append(wording.change(contrast.metric, contrast.change))
+    if contrast.interval is not None and contrast.interval[0] != contrast.interval[1]:
+        low, high = (wording.change(contrast.metric, bound) for bound in contrast.interval)
+        lines.append(f"{low} to {high}")
+    return lines
 
 
 def summary(verdict: Verdict) -> str:
