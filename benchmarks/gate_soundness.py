@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -177,6 +177,22 @@ def speeds(
     return evidence(runs=tuple(rows))
 
 
+def passes_at_some_look(random: Random, looks: int) -> bool:
+    """Cloze answers at the margin, of 40 documents at first and twice as many at each further look; it ends when a look settles it."""
+    whole = questions(
+        random, 40 * 2 ** (looks - 1), samples=1300 * 2 ** (looks - 1), lost=0.065, gained=0.035, alike=0.7
+    )
+    evaluate = whole.header.recipe.evaluate.model_copy(update={"looks": looks})
+    header = replace(whole.header, recipe=replace(whole.header.recipe, evaluate=evaluate))
+    for look in range(looks):
+        # Documents are numbered in the order in which they are read.
+        clozes = tuple(row for row in whole.clozes if int(row.document) < 40 * 2**look)
+        verdict = gate_row("cloze_accuracy", {"max_drop": 0.03}, replace(whole, header=header, clozes=clozes)).verdict
+        if verdict != "INCONCLUSIVE":
+            return verdict == "PASS"
+    return False
+
+
 def passes(metric: str, criterion: dict[str, float], measured: Evidence) -> bool:
     return gate_row(metric, criterion, measured).verdict == "PASS"
 
@@ -211,6 +227,14 @@ def cases() -> Iterator[Case]:
                 {"max_drop": 0.01},
                 questions(random, 60, samples=samples, lost=0.01, gained=0.0, alike=alike),
             ),
+        )
+    for looks in (2, 3):
+        yield Case(
+            f"cloze at the margin, up to {looks} looks",
+            "1,300 questions in 40 documents, doubled while unsettled; 6.5 % lost and 3.5 % gained, 3 points forbidden",
+            0.05,
+            True,
+            lambda random, looks=looks: passes_at_some_look(random, looks),
         )
     for documents, between, within in ((39, 0.3, 1.3), (39, 0.6, 1.8), (20, 0.6, 1.8), (200, 0.6, 1.8)):
         yield Case(

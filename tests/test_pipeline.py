@@ -25,6 +25,7 @@ from assay.recipe_file import load_recipe
 from assay.registry.inspection import verify
 from assay.registry.pull import pull
 from assay.workspace import Workspace
+from assay_evals import evaluate as evaluation
 from assay_evals.runtimes.base import generate_text
 
 MakeRecipe = Callable[..., Path]
@@ -323,6 +324,59 @@ def test_continuations_are_measured_when_they_are_asked_for(tmp_path: Path, make
     assert len(continuations) == 6 and all(row["prompt_tokens"] == 16 for row in continuations)
     found = outcome.verdict.row("greedy_agreement")
     assert found is not None and found.n == 6 and outcome.verdict.verdict == "PASS", outcome.verdict.reasons
+
+
+def test_an_unsettled_gate_looks_again_at_twice_the_samples_and_reads_nothing_twice(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(most: float, looks: int) -> Outcome:
+        quality = [
+            {"metric": "kl_divergence", "tokens": 400},
+            {"metric": "greedy_agreement", "prompts": 3, "new_tokens": 4},
+        ]
+        evaluate = {"length": 64, "quality": quality, "looks": looks}
+        recipe = make_recipe(tmp_path, evaluate=evaluate, gate={"kl_divergence": {"max": most}})
+        return compile_(recipe, tmp_path / "artifacts")
+
+    first = run(9.0, 1).verdict.gates[0]
+    assert first.difference is not None and first.confidence == pytest.approx(0.9)
+    read: list[int] = []
+    measured = evaluation.measure_quality
+
+    def counted(before: Any, after: Any, passages: Any, progress: Any) -> Any:
+        read.append(sum(len(passage.tokens) - 1 for passage in passages))
+        return measured(before, after, passages, progress)
+
+    monkeypatch.setattr(evaluation, "measure_quality", counted)
+    # No sample settles a gate at the very divergence that was found at first, or none soon.
+    outcome = run(first.difference, 3)
+    row = outcome.verdict.gates[0]
+    assert row.confidence == pytest.approx(1 - 0.1 / 3)
+    kinds = [json.loads(line)["kind"] for line in (outcome.run / "evidence/quality.jsonl").read_text().splitlines()]
+    assert (row.n - first.n, len(read)) == (sum(read), kinds.count("continuation") // 3 // 2)
+    assert row.n >= 800 and 1 <= len(read) <= 2
+    assert not [check for check in outcome.verdict.checks if not check.passed]
+    again = run(first.difference, 3).verdict
+    assert again.to_json() == outcome.verdict.to_json() and len(read) <= 2
+
+
+def test_a_settled_gate_does_not_look_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    for most, verdict in ((9.0, "PASS"), (1e-9, "FAIL")):
+        evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}], "looks": 5}
+        recipe = make_recipe(tmp_path, evaluate=evaluate, gate={"kl_divergence": {"max": most}})
+        outcome = compile_(recipe, tmp_path / "artifacts")
+        assert (outcome.verdict.verdict, outcome.verdict.gates[0].n < 800) == (verdict, True)
+
+
+def test_a_text_too_short_for_the_last_look_is_refused_before_anything_is_built(
+    tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    (tmp_path / "short.txt").write_text("\n\n".join(f"A sentence, number {number}. " * 20 for number in range(12)))
+    text = {"source": "text", "path": "short.txt"}
+    evaluate = {"length": 64, "text": text, "quality": [{"metric": "kl_divergence", "tokens": 400}], "looks": 5}
+    with pytest.raises(UsageError, match="the recipe declares 6400"):
+        compile_(make_recipe(tmp_path, evaluate=evaluate, gate={"kl_divergence": {"max": 1.0}}), tmp_path / "artifacts")
+    assert not [stage for stage in (tmp_path / "artifacts/cache").glob("*") if stage.name.startswith("quantize")]
 
 
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:

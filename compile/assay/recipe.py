@@ -294,6 +294,26 @@ class Evaluate(Strict):
     quality: Annotated[tuple[QualityMetric, ...], Field(min_length=1)]
     speed: tuple[SpeedMetric, ...] = ()
     blocks: Annotated[int, Field(ge=3, description="ABBA blocks of four fresh processes each")] = 8
+    looks: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=5,
+            description="how often the gate may look, at twice the samples each time, while it is INCONCLUSIVE",
+        ),
+    ] = 1
+
+    def at(self, look: int) -> Evaluate:
+        """What is measured when the gate looks for the n-th time: 2ⁿ⁻¹ times the samples that are declared."""
+        factor = 2 ** (look - 1)
+
+        def more(metric: QualityMetric) -> QualityMetric:
+            counts = {name: getattr(metric, name, 0) * factor for name in ("tokens", "samples", "prompts")}
+            return metric.model_copy(update={name: count for name, count in counts.items() if count})
+
+        return self.model_copy(
+            update={"quality": tuple(more(metric) for metric in self.quality), "blocks": self.blocks * factor}
+        )
 
 
 class MaxDrop(Strict):

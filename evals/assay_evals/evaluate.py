@@ -7,6 +7,7 @@ machine and the code that measures; the gate is not part of their keys, so anoth
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,32 @@ from assay.calibration import encode
 from assay.errors import UsageError
 from assay.host import code_digest, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
+from assay.progress import Progress
+from assay.recipe import QUALITY_GATES
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
-from assay_evals.evidence import Arm, Evidence, Header, QualityRow, RecipeUsed, TextUsed, read_evidence, write_evidence
+from assay_evals.evidence import (
+    Arm,
+    Evidence,
+    Header,
+    QualityRow,
+    RecipeUsed,
+    SpeedRun,
+    TextUsed,
+    Window,
+    read_evidence,
+    write_evidence,
+)
+from assay_evals.gate import judge
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
 from assay_evals.runtimes.base import open_runtime, runtime_version
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
+from assay_evals.verdict import Verdict
+from assay_evals.wording import SLICE, words
 
 _ROWS = "rows"
 _QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.runtimes")
@@ -34,21 +51,28 @@ SPEED_MEASUREMENTS = "speed_measurements"
 
 def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) -> Evidence:
     """Write the evidence on the built candidate to `destination`.  fresh: measure again although cached."""
-    comparison = _Comparison.of(job, workspace)
-    quality_stage, speed_stage = comparison.stages()
+    comparison, looks = _Comparison.of(job, workspace), job.recipe.evaluate.looks
+    quality, speed = comparison.quality(workspace, 1, fresh), comparison.speed(workspace, 1, fresh)
+    for look in range(2, looks + 1):
+        undecided = _undecided(judge(comparison.together(quality, speed)))
+        if not undecided:
+            break
+        told = ", ".join(words(metric).label for metric in undecided)
+        workspace.progress.note(f"evaluate: not settled yet: {told}; look {look} of {looks}, at twice the samples")
+        if any(metric in QUALITY_GATES for metric in undecided):
+            quality = comparison.quality(workspace, look, fresh)
+        if any(metric not in QUALITY_GATES for metric in undecided):
+            speed = comparison.speed(workspace, look, fresh)
+    found = comparison.together(quality, speed)
+    return write_evidence(destination, found.header, found.quality, found.runs)
 
-    def quality_rows(partial: Path) -> None:
-        comparison.quality(partial, workspace)
 
-    def speed_rows(partial: Path) -> None:
-        comparison.speed(partial, workspace, speed_stage)
-
-    quality = read_evidence(workspace.build(quality_stage, quality_rows, again=fresh) / _ROWS)
-    speed = read_evidence(workspace.build(speed_stage, speed_rows, again=fresh) / _ROWS)
-    environment = speed.header.environment
-    text, checks = quality.header.text, quality.header.checks
-    whole = dataclasses.replace(comparison.header, text=text, checks=checks, environment=environment)
-    return write_evidence(destination, whole, (*quality.windows, *quality.clozes, *quality.continuations), speed.runs)
+def _undecided(verdict: Verdict) -> list[str]:
+    """The metrics whose gates more samples may settle; none when the verdict stands whatever they become."""
+    if verdict.verdict != "INCONCLUSIVE":
+        return []
+    unsettled = [row.metric.partition(SLICE)[0] for row in verdict.gates if row.verdict == "INCONCLUSIVE"]
+    return list(dict.fromkeys(unsettled))
 
 
 def check_evaluation(job: Job) -> None:
@@ -58,8 +82,9 @@ def check_evaluation(job: Job) -> None:
     """
     runtime_version(TARGETS[job.recipe.target.format].runtime)
     documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
-    passages = select_passages(documents, tokenizer, job.recipe.evaluate)
-    select_prompts(passages, job.recipe.evaluate)
+    last = job.recipe.evaluate.at(job.recipe.evaluate.looks)
+    passages = select_passages(documents, tokenizer, last)
+    select_prompts(passages, last)
     _requests(job, documents, tokenizer)
     unseen = disjoint_texts(job.tokens.tolist(), [passage.tokens for passage in passages])
     if not unseen.passed:
@@ -67,8 +92,9 @@ def check_evaluation(job: Job) -> None:
 
 
 def measure_stages(job: Job, workspace: Workspace) -> tuple[Stage, Stage]:
-    """The quality stage and the speed stage of the two built artifacts."""
-    return _Comparison.of(job, workspace).stages()
+    """The quality stage and the speed stage of the two built artifacts, at the first look."""
+    comparison = _Comparison.of(job, workspace)
+    return comparison.quality_stage(1), comparison.speed_stage(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,27 +117,66 @@ class _Comparison:
     def runtime(self) -> str:
         return TARGETS[self.job.recipe.target.format].runtime
 
-    def stages(self) -> tuple[Stage, Stage]:
-        """The quality stage and the speed stage."""
-        facts = {
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return {
             "candidate": self.header.candidate.model_digest,
             "baseline": self.header.baseline.model_digest,
             "text": self.header.text.digest,
             "tools": self.job.lock["tools"],
             "host": self.job.lock["host"],
         }
-        settings = self.job.recipe.evaluate.model_dump(mode="json")
-        calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
-        quality = calibration | {name: settings[name] for name in ("text", "length", "quality")}
-        speed = {name: settings[name] for name in ("speed", "blocks")} | {"machine": machine_facts()}
-        return (
-            Stage("quality", facts | quality | {"code": code_digest(*_QUALITY_CODE)}),
-            Stage("speed", facts | speed | {"code": code_digest(*_SPEED_CODE)}),
-        )
 
-    def quality(self, partial: Path, workspace: Workspace) -> None:
+    def quality_stage(self, look: int) -> Stage:
+        settings = self.job.recipe.evaluate.at(look).model_dump(mode="json")
+        asked = {name: settings[name] for name in ("text", "length", "quality")}
+        calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
+        return Stage("quality", self._facts | calibration | asked | {"code": code_digest(*_QUALITY_CODE)})
+
+    def speed_stage(self, look: int) -> Stage:
+        settings = self.job.recipe.evaluate.at(look).model_dump(mode="json")
+        asked = {name: settings[name] for name in ("speed", "blocks")}
+        return Stage("speed", self._facts | asked | {"machine": machine_facts(), "code": code_digest(*_SPEED_CODE)})
+
+    def quality(self, workspace: Workspace, look: int, fresh: bool) -> Evidence:
+        """What was measured of quality up to a look; the samples of the look before are not measured again."""
+
+        def make(partial: Path) -> None:
+            earlier = read_evidence(workspace.path(self.quality_stage(look - 1)) / _ROWS) if look > 1 else None
+            header, rows = self._measure_quality(workspace.progress, look, earlier)
+            write_evidence(partial / _ROWS, header, rows, ())
+
+        return read_evidence(workspace.build(self.quality_stage(look), make, again=fresh) / _ROWS)
+
+    def speed(self, workspace: Workspace, look: int, fresh: bool) -> Evidence:
+        """What was measured of speed up to a look; the blocks of the look before are not measured again."""
+        stage = self.speed_stage(look)
+
+        def make(partial: Path) -> None:
+            known = self.speed_stage(look - 1) if look > 1 else stage
+            rows = workspace.path(known) / _ROWS
+            earlier = read_evidence(rows) if rows.is_dir() else None
+            # Who measures until the numbers please has to show how often.
+            count = earlier.header.environment.get(SPEED_MEASUREMENTS, 0) if earlier else 0
+            environment = self.header.environment | {SPEED_MEASUREMENTS: count + (look == 1)}
+            runs = earlier.runs if earlier and look > 1 else ()
+            runs += tuple(self._measure_speed(workspace.progress, look))
+            write_evidence(partial / _ROWS, dataclasses.replace(self.header, environment=environment), (), runs)
+
+        return read_evidence(workspace.build(stage, make, again=fresh) / _ROWS)
+
+    def together(self, quality: Evidence, speed: Evidence) -> Evidence:
+        """Both as one."""
+        text, checks = quality.header.text, quality.header.checks
+        header = dataclasses.replace(self.header, text=text, checks=checks, environment=speed.header.environment)
+        return dataclasses.replace(quality, header=header, runs=speed.runs)
+
+    def _measure_quality(
+        self, progress: Progress, look: int, earlier: Evidence | None
+    ) -> tuple[Header, list[QualityRow]]:
         tokenizer = load_tokenizer(self.job.checkpoint.directory)
-        passages = select_passages(self.documents, tokenizer, self.job.recipe.evaluate)
+        asked = self.job.recipe.evaluate.at(look)
+        passages = select_passages(self.documents, tokenizer, asked)
         baseline, candidate = open_runtime(self.runtime, self.baseline), open_runtime(self.runtime, self.candidate)
         checks = (
             same_tokenizer(baseline, candidate, tokenizer, self.documents),
@@ -125,26 +190,26 @@ class _Comparison:
             decode_path(baseline, candidate, passages),
             disjoint_texts(self.job.tokens.tolist(), [passage.tokens for passage in passages]),
         )
-        prompts = select_prompts(passages, self.job.recipe.evaluate)
-        rows: list[QualityRow] = list(measure_quality(baseline, candidate, passages, workspace.progress))
-        rows += measure_continuations(baseline, candidate, prompts, workspace.progress)
+        rows: list[QualityRow] = [*earlier.quality] if earlier else []
+        read = {(row.document, row.window) for row in rows if isinstance(row, Window)}
+        unread = [passage for passage in passages if (passage.document, passage.window) not in read]
+        rows += measure_quality(baseline, candidate, unread, progress)
+        # More samples are the same ones and further ones, in the same order.
+        prompts = select_prompts(passages, asked)[len(earlier.continuations) if earlier else 0 :]
+        rows += measure_continuations(baseline, candidate, prompts, progress)
         measured = {passage.document for passage in passages}
         tags = {one.name: one.tag for one in self.documents if one.tag is not None and one.name in measured}
         text = dataclasses.replace(self.header.text, tags=tags)
-        write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks, text=text), rows, ())
+        return dataclasses.replace(self.header, checks=checks, text=text), rows
 
-    def speed(self, partial: Path, workspace: Workspace, stage: Stage) -> None:
+    def _measure_speed(self, progress: Progress, look: int) -> Iterator[SpeedRun]:
         requests = _requests(self.job, self.documents, load_tokenizer(self.job.checkpoint.directory))
-        runs = []
-        if requests:
-            arms: dict[ArmName, Path] = {"baseline": self.baseline, "candidate": self.candidate}
-            blocks = self.job.recipe.evaluate.blocks
-            runs = list(measure_speed(arms, self.runtime, requests, blocks, workspace.progress))
-        # Who measures until the numbers please has to show how often.
-        earlier = workspace.path(stage) / _ROWS
-        count = read_evidence(earlier).header.environment.get(SPEED_MEASUREMENTS, 0) if earlier.is_dir() else 0
-        known = self.header.environment | {SPEED_MEASUREMENTS: count + 1}
-        write_evidence(partial / _ROWS, dataclasses.replace(self.header, environment=known), (), runs)
+        if not requests:
+            return iter(())
+        evaluate = self.job.recipe.evaluate
+        blocks = range(evaluate.at(look - 1).blocks if look > 1 else 0, evaluate.at(look).blocks)
+        arms: dict[ArmName, Path] = {"baseline": self.baseline, "candidate": self.candidate}
+        return measure_speed(arms, self.runtime, requests, blocks, progress)
 
 
 def _requests(job: Job, documents: list[Document], tokenizer: Any) -> list[dict[str, Any]]:

@@ -214,6 +214,11 @@ class Evidence:
     digest: str
     continuations: tuple[Continuation, ...] = ()
 
+    @property
+    def quality(self) -> tuple[QualityRow, ...]:
+        """All that was measured of quality, as quality.jsonl has it."""
+        return (*self.windows, *self.clozes, *self.continuations)
+
 
 _HEADER = TypeAdapter(Header)
 QualityRow = Window | Cloze | Continuation

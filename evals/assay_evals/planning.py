@@ -61,36 +61,36 @@ class Reach:
 
 
 def plan_gates(evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None = None) -> tuple[Reach, ...]:
-    """For each gate, the smallest difference that `evaluate` can resolve, and whether its margin is in reach."""
-    assumed = assumptions or Assumptions()
-    return tuple(_reach(metric, criterion, evaluate, assumed) for metric, criterion in gate.declared().items())
+    """For each gate, the smallest difference that `evaluate` can resolve at its last look, and whether its margin is in reach."""
+    assumed, last = assumptions or Assumptions(), evaluate.at(evaluate.looks)
+    return tuple(_reach(metric, criterion, last, assumed) for metric, criterion in gate.declared().items())
 
 
 def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumptions) -> Reach:
     rule: dict[str, float] = criterion.model_dump()
-    limit = limit_of(rule).value
+    limit, alpha = limit_of(rule).value, quality.ALPHA / evaluate.looks
     for declared in evaluate.quality:
         if declared.metric != metric:
             continue
         if isinstance(declared, ClozeAccuracyMetric):
-            return _cloze(rule, declared.samples, assumed)
+            return _cloze(rule, declared.samples, alpha, assumed)
         if isinstance(declared, KlDivergenceMetric):
-            return _divergence(rule, limit, declared.tokens, assumed)
+            return _divergence(rule, declared.tokens, alpha, assumed)
         if isinstance(declared, GreedyAgreementMetric):
-            return _agreement(metric, rule, limit, (declared.prompts, "prompts"), assumed)
-        return _agreement(metric, rule, limit, (declared.tokens, "tokens"), assumed)
+            return _agreement(metric, rule, (declared.prompts, "prompts"), alpha, assumed)
+        return _agreement(metric, rule, (declared.tokens, "tokens"), alpha, assumed)
     if metric == "size_on_disk":
         return Reach(metric, rule, 1, 0.0, True, "The size is an exact number; it is compared as it is.")
     noise = assumed.memory_noise if metric == "peak_memory" else assumed.speed_noise
-    return _ratio(metric, rule, limit, evaluate.blocks, noise)
+    return _ratio(metric, rule, limit, evaluate, noise)
 
 
-def _cloze(rule: dict[str, float], samples: int, assumed: Assumptions) -> Reach:
+def _cloze(rule: dict[str, float], samples: int, alpha: float, assumed: Assumptions) -> Reach:
     """A candidate without any true loss must show a loss below the margin: M ≥ (z + z) √(ρ · deff / n)."""
 
     def smallest_with(count: int) -> float:
         error = math.sqrt(assumed.discordance * assumed.design_effect / count)
-        return max(detectable(error, math.inf, quality.ALPHA), binomial_upper(0, count, quality.ALPHA))
+        return max(detectable(error, math.inf, alpha), binomial_upper(0, count, alpha))
 
     (margin,) = rule.values()
     smallest = smallest_with(samples)
@@ -104,10 +104,11 @@ def _cloze(rule: dict[str, float], samples: int, assumed: Assumptions) -> Reach:
     return Reach("cloze_accuracy", rule, samples, smallest, smallest <= margin, f"{found} {basis}.{advice}")
 
 
-def _divergence(rule: dict[str, float], limit: float, tokens: int, assumed: Assumptions) -> Reach:
+def _divergence(rule: dict[str, float], tokens: int, alpha: float, assumed: Assumptions) -> Reach:
     """The error grows with the mean: x is resolved when limit − x ≥ k·x, with k = (z + z) · variation · √(deff / n)."""
+    limit = limit_of(rule).value
     error = assumed.divergence_variation * math.sqrt(assumed.divergence_design_effect / tokens)
-    widening = detectable(error, math.inf, quality.ALPHA)
+    widening = detectable(error, math.inf, alpha)
     highest = limit / (1 + widening)
     sentence = (
         f"{tokens:,} tokens can show that a divergence of up to {wording.value('kl_divergence', highest)} is within the "
@@ -120,12 +121,13 @@ def _divergence(rule: dict[str, float], limit: float, tokens: int, assumed: Assu
 
 
 def _agreement(
-    metric: str, rule: dict[str, float], limit: float, samples: tuple[int, str], assumed: Assumptions
+    metric: str, rule: dict[str, float], samples: tuple[int, str], alpha: float, assumed: Assumptions
 ) -> Reach:
     """A candidate halfway between the limit and perfect agreement should pass."""
-    (count, unit), halfway = samples, (1 + limit) / 2
+    limit, (count, unit) = limit_of(rule).value, samples
+    halfway = (1 + limit) / 2
     error = math.sqrt(halfway * (1 - halfway) * assumed.design_effect / count)
-    smallest, room = detectable(error, math.inf, quality.ALPHA), halfway - limit
+    smallest, room = detectable(error, math.inf, alpha), halfway - limit
     sentence = (
         f"{count:,} {unit} resolve {wording.distance(metric, smallest)} "
         f"(assuming design effect {assumed.design_effect:g})."
@@ -135,9 +137,10 @@ def _agreement(
     return Reach(metric, rule, count, smallest, smallest <= room, sentence)
 
 
-def _ratio(metric: str, rule: dict[str, float], limit: float, blocks: int, noise: float) -> Reach:
+def _ratio(metric: str, rule: dict[str, float], limit: float, evaluate: Evaluate, noise: float) -> Reach:
     """Speed and memory are in reach when the A/A control can be expected to be quiet enough for a conclusion."""
-    smallest = math.exp(detectable(noise / math.sqrt(blocks), blocks - 1, speed.ALPHA))
+    blocks = evaluate.blocks
+    smallest = math.exp(detectable(noise / math.sqrt(blocks), blocks - 1, speed.ALPHA / evaluate.looks))
     quiet = _control_half_width(noise, blocks) <= speed.noise_tolerance(limit)
     sentence = (
         f"{blocks} blocks resolve a difference of {wording.distance(metric, smallest)} from {wording.difference(metric, limit)} "

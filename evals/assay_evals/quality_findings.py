@@ -1,7 +1,7 @@
 """Quality, from evidence to rows: divergence and agreement per token, accuracy per cloze question.
 
 Everything is paired (both arms saw the same tokens) and clustered by document. Intervals are two-sided 90%, so each
-end is the one-sided 95% bound that non-inferiority is judged by.
+end is the one-sided 95% bound that non-inferiority is judged by; where the gate may look several times, what is gated has wider ones.
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ CONFIDENCE = 1 - 2 * ALPHA
 RARE = 25
 
 
+def alpha_of(evidence: Evidence) -> float:
+    """One-sided error of one look at what is gated: all looks of a run together are wrong no more often than ALPHA (Bonferroni)."""
+    return ALPHA / evidence.header.recipe.evaluate.looks
+
+
 def kl_divergence(evidence: Evidence) -> Row:
     """Mean of KL(baseline ‖ candidate) over tokens, in nats."""
-    windows = _windows(evidence)
+    windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [math.fsum(_finite(window)) for window in windows])
     estimate = clustered_mean(groups)
     return finding(
         "kl_divergence",
         arms=(None, estimate.mean),
         difference=estimate.mean,
-        interval=skewed_interval(groups, CONFIDENCE),
-        confidence=CONFIDENCE,
+        interval=skewed_interval(groups, 1 - 2 * alpha),
+        confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=detectable(estimate.standard_error, estimate.degrees, ALPHA),
+        minimum_detectable=detectable(estimate.standard_error, estimate.degrees, alpha),
     )
 
 
@@ -64,21 +69,21 @@ def kl_tail(evidence: Evidence) -> list[Row]:
 
 def top1_agreement(evidence: Evidence) -> Row:
     """Share of positions at which both arms put the same token first."""
-    windows = _windows(evidence)
+    windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [float(sum(window.agreed)) for window in windows])
     estimate = clustered_mean(groups)
-    low, high = skewed_interval(groups, CONFIDENCE)
+    low, high = skewed_interval(groups, 1 - 2 * alpha)
     disagreed = groups.samples - int(groups.sums.sum())
     if disagreed < RARE:
-        low = min(low, 1 - binomial_upper(disagreed, groups.samples, ALPHA))
-        high = max(high, 1 - binomial_lower(disagreed, groups.samples, ALPHA))
-    resolved = max(detectable(estimate.standard_error, estimate.degrees, ALPHA), estimate.mean - low)
+        low = min(low, 1 - binomial_upper(disagreed, groups.samples, alpha))
+        high = max(high, 1 - binomial_lower(disagreed, groups.samples, alpha))
+    resolved = max(detectable(estimate.standard_error, estimate.degrees, alpha), estimate.mean - low)
     return finding(
         "top1_agreement",
         arms=(None, estimate.mean),
         difference=estimate.mean,
         interval=(low, min(high, 1.0)),
-        confidence=CONFIDENCE,
+        confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
         minimum_detectable=resolved,
@@ -114,14 +119,14 @@ def cloze_accuracy(evidence: Evidence) -> Row:
     SE of d = correct_candidate − correct_baseline clustered by document. Where fewer than 25 answers differ, a standard
     error says little (none differing: SE = 0, even of five questions), and the exact bound widens the interval.
     """
-    clozes = _clozes(evidence)
+    clozes, alpha = _clozes(evidence), alpha_of(evidence)
     changes = [int(cloze.candidate.correct) - int(cloze.baseline.correct) for cloze in clozes]
     lost, gained, total = changes.count(-1), changes.count(1), len(clozes)
     estimate = clustered_mean(grouped(changes, [cloze.document for cloze in clozes]))
-    low, high = t_interval(estimate, CONFIDENCE)
-    resolved = detectable(estimate.standard_error, estimate.degrees, ALPHA)
+    low, high = t_interval(estimate, 1 - 2 * alpha)
+    resolved = detectable(estimate.standard_error, estimate.degrees, alpha)
     if lost + gained < RARE:
-        exact_low, exact_high = rare_difference_interval(lost, gained, total, ALPHA)
+        exact_low, exact_high = rare_difference_interval(lost, gained, total, alpha)
         low, high = min(low, exact_low), max(high, exact_high)
         resolved = max(resolved, estimate.mean - low)
     return finding(
@@ -132,7 +137,7 @@ def cloze_accuracy(evidence: Evidence) -> Row:
         ),
         difference=estimate.mean,
         interval=(max(low, -1.0), min(high, 1.0)),
-        confidence=CONFIDENCE,
+        confidence=1 - 2 * alpha,
         samples=total,
         clusters=estimate.degrees + 1,
         minimum_detectable=resolved,
@@ -164,22 +169,22 @@ def greedy_agreement(evidence: Evidence) -> Row:
     Prompts are few and their outcomes are yes or no, so the spread between documents can vanish by chance; the exact bound of independent
     prompts is the least that the interval is wide.
     """
-    rows = _continuations(evidence)
+    rows, alpha = _continuations(evidence), alpha_of(evidence)
     groups = grouped([float(row.alike) for row in rows], [row.document for row in rows])
     alike = int(groups.sums.sum())
     estimate = clustered_mean(groups)
-    low, high = t_interval(estimate, CONFIDENCE)
-    low = max(0.0, min(low, binomial_lower(alike, len(rows), ALPHA)))
-    high = min(1.0, max(high, binomial_upper(alike, len(rows), ALPHA)))
+    low, high = t_interval(estimate, 1 - 2 * alpha)
+    low = max(0.0, min(low, binomial_lower(alike, len(rows), alpha)))
+    high = min(1.0, max(high, binomial_upper(alike, len(rows), alpha)))
     return finding(
         "greedy_agreement",
         arms=(None, estimate.mean),
         difference=estimate.mean,
         interval=(low, high),
-        confidence=CONFIDENCE,
+        confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=max(detectable(estimate.standard_error, estimate.degrees, ALPHA), estimate.mean - low),
+        minimum_detectable=max(detectable(estimate.standard_error, estimate.degrees, alpha), estimate.mean - low),
     )
 
 

@@ -38,6 +38,11 @@ FINEST_TOLERANCE = math.log(1.05)
 ORDERS = (("baseline", "candidate", "candidate", "baseline"), ("candidate", "baseline", "baseline", "candidate"))
 
 
+def alpha_of(evidence: Evidence) -> float:
+    """Error on each side of one look: all looks of a run together are wrong no more often than ALPHA (Bonferroni)."""
+    return ALPHA / evidence.header.recipe.evaluate.looks
+
+
 @dataclass(frozen=True)
 class Block:
     """The four processes of a block, by arm, each pair in the order of running."""
@@ -144,7 +149,8 @@ def _ratio(metric: str, evidence: Evidence, measure: Callable[[SpeedRun], float 
     arms = [[math.log(value) for pair in pairs for value in pair[arm]] for arm in (0, 1)]
     ratio = plain_mean([block_log_ratio(*pair) for pair in pairs])
     drift = plain_mean([same_arm_log_ratio(*pair) for pair in pairs])
-    low, high = t_interval(ratio, CONFIDENCE)
+    alpha = alpha_of(evidence)
+    low, high = t_interval(ratio, 1 - 2 * alpha)
     drift_low, drift_high = t_interval(drift, CONFIDENCE)
     notes = _outlier_notes(arms)
     if not drift_low <= 0 <= drift_high:
@@ -156,10 +162,10 @@ def _ratio(metric: str, evidence: Evidence, measure: Callable[[SpeedRun], float 
         arms=(bounded_exp(math.fsum(arms[0]) / len(arms[0])), bounded_exp(math.fsum(arms[1]) / len(arms[1]))),
         difference=bounded_exp(ratio.mean),
         interval=(bounded_exp(low), bounded_exp(high)),
-        confidence=CONFIDENCE,
+        confidence=1 - 2 * alpha,
         samples=4 * len(blocks),
         clusters=len(blocks),
-        minimum_detectable=bounded_exp(detectable(ratio.standard_error, ratio.degrees, ALPHA)),
+        minimum_detectable=bounded_exp(detectable(ratio.standard_error, ratio.degrees, alpha)),
         reason=" ".join(notes),
     )
     control = finding(

@@ -50,6 +50,21 @@ def test_cloze_samples_agree_with_the_published_table(discordance: float, margin
     assert enough.smallest == pytest.approx(margin, rel=2e-3)
 
 
+def test_further_looks_are_planned_for_at_their_size_and_their_error() -> None:
+    metric = {"metric": "cloze_accuracy", "samples": 500}
+    gate = Gate.model_validate_json('{"cloze_accuracy": {"max_drop": 0.02}, "peak_memory": {"max_ratio": 0.9}}')
+
+    def reach(samples: int, looks: int, blocks: int) -> list[Reach]:
+        evaluate = {"quality": [metric | {"samples": samples}], "blocks": blocks, "looks": looks}
+        return list(plan_gates(Evaluate.model_validate_json(json.dumps(evaluate)), gate))
+
+    one, three = reach(2000, 1, 32), reach(500, 3, 8)
+    assert [row.samples for row in three] == [row.samples for row in one] == [2000, 32]
+    # The same samples at a third of the error: (z(0.05/3) + z(0.2)) / (z(0.05) + z(0.2)).
+    assert three[0].smallest / one[0].smallest == pytest.approx((2.1280 + 0.8416) / (1.6449 + 0.8416), rel=1e-3)
+    assert three[1].smallest > one[1].smallest
+
+
 def test_a_design_effect_stands_for_as_many_times_the_samples() -> None:
     plain = plan({"metric": "cloze_accuracy", "samples": 2000}, {"max_drop": 0.02}, design_effect=1.0)
     clustered = plan({"metric": "cloze_accuracy", "samples": 8000}, {"max_drop": 0.02}, design_effect=4.0)

@@ -64,7 +64,9 @@ def test_blocks_of_fresh_processes(genai_model: Callable[[str], Path], tmp_path:
     shutil.copytree(baseline, candidate)
     requests = [{"prompt": STREAM[:16], "new_tokens": 8}, {"prompt": STREAM[:255], "new_tokens": 1}]
     rows = list(
-        measure_speed({"baseline": baseline, "candidate": candidate}, "onnxruntime-genai", requests, 3, Progress())
+        measure_speed(
+            {"baseline": baseline, "candidate": candidate}, "onnxruntime-genai", requests, range(3), Progress()
+        )
     )
     assert [(row.block, row.position) for row in rows] == [
         (block, position) for block in range(3) for position in range(4)
@@ -92,7 +94,7 @@ def test_a_run_that_fails_is_an_error_with_its_last_lines(genai_model: Callable[
     requests = [{"prompt": STREAM[:16], "new_tokens": 8}]
     arms: Any = {"baseline": broken, "candidate": broken}
     with pytest.raises(AssayError, match=r"broken failed \(exit code 1\):\n(.*\n)*.*onnxruntime-genai cannot load it"):
-        next(measure_speed(arms, "onnxruntime-genai", requests, 3, Progress()))
+        next(measure_speed(arms, "onnxruntime-genai", requests, range(3), Progress()))
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_a_request_that_does_not_fit_is_an_error(genai_model: Callable[[str], Pa
     arms: Any = dict.fromkeys(("baseline", "candidate"), genai_model("qwen3"))
     requests = [{"prompt": STREAM[:250], "new_tokens": 10}]
     with pytest.raises(AssayError, match=r"failed \(exit code 1\):\n(.*\n)*.*exceed the model's context of 256"):
-        next(measure_speed(arms, "onnxruntime-genai", requests, 3, Progress()))
+        next(measure_speed(arms, "onnxruntime-genai", requests, range(3), Progress()))
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ _SIGNS: dict[Outcome, tuple[str, str]] = {
 }
 
 
-_CAPTION = "intervals: quality 90%, n tokens or questions in documents; speed 95%, n processes in blocks"
 _WORST = "\nof the slices by tag and by length, only each metric's worst"
 
 
@@ -39,7 +38,7 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         pad_edge=False,
         collapse_padding=True,
         header_style="dim",
-        caption=_CAPTION,
+        caption=_caption(verdict),
         caption_justify="left",
     )
     table.add_column("metric", min_width=14)
@@ -55,10 +54,26 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         # An average can hide it.
         worst = [views[0].row for views in slice_views(verdict) if len(views) > 1]
         rows += worst
-        table.caption = _CAPTION + _WORST * bool(worst)
+        table.caption = _caption(verdict) + _WORST * bool(worst)
     for row in rows:
         table.add_row(*_cells(row, "", None), "", style="dim")
     return table
+
+
+def _caption(verdict: Verdict) -> str:
+    """The confidence of the intervals: several where the gate may look again, because what is only reported is not widened for that."""
+    quality, speed = set[float](), set[float]()
+    for row in (*verdict.gates, *verdict.reported):
+        if row.confidence is not None and not row.metric.endswith(SAME_ARM):
+            # What is timed has a control.
+            (speed if verdict.row(row.metric + SAME_ARM) else quality).add(row.confidence)
+    parts = ((quality, "quality", "tokens or questions in documents"), (speed, "speed", "processes in blocks"))
+    told = [
+        f"{kind} {', '.join(f'{100 * one:.3g}%' for one in sorted(found))}, n {unit}"
+        for found, kind, unit in parts
+        if found
+    ]
+    return f"intervals: {'; '.join(told)}" if told else ""
 
 
 def comparison_table(runs: Sequence[Compared]) -> Table:

@@ -37,13 +37,16 @@ def requests_of(evaluate: Evaluate, stream: Iterable[int]) -> list[dict[str, Any
 
 
 def measure_speed(
-    directories: dict[Arm, Path], runtime: str, requests: list[dict[str, Any]], blocks: int, progress: Progress
+    directories: dict[Arm, Path], runtime: str, requests: list[dict[str, Any]], blocks: range, progress: Progress
 ) -> Iterator[SpeedRun]:
-    """Yield one run per fresh process; AssayError when one fails, because a speed without its failures is not a speed."""
-    coin = random.Random(_SEED)
-    with progress.stage("measure speed", blocks * 4) as advance:
-        for block in range(blocks):
-            first: tuple[Arm, Arm] = ("baseline", "candidate") if coin.random() < 0.5 else ("candidate", "baseline")
+    """Yield one run per fresh process; AssayError when one fails, because a speed without its failures is not a speed.
+
+    blocks: their numbers, of which each has its own toss of the coin.
+    """
+    with progress.stage("measure speed", len(blocks) * 4) as advance:
+        for block in blocks:
+            heads = random.Random(f"{_SEED} {block}").random() < 0.5
+            first: tuple[Arm, Arm] = ("baseline", "candidate") if heads else ("candidate", "baseline")
             for position, arm in enumerate((*first, *reversed(first))):
                 report = _run(directories[arm], runtime, requests)
                 yield SpeedRun(
