@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from evaluation import large
 
 from assay.files import readable_json
 from assay.recipe import Gate
@@ -387,3 +388,10 @@ def test_candidates_at_the_limit_rarely_pass(make_evidence: Make) -> None:
         clozes_only = replace(evidence, windows=(), runs=())
         passed += judge(clozes_only, gate(cloze_accuracy={"max_drop": 0.032})).verdict == "PASS"
     assert 1 <= passed <= 15
+
+
+def test_the_benchmark_judges_as_much_as_it_says(good: Evidence) -> None:
+    verdict = judge(large(good))
+    for metric in ("cloze_accuracy", "kl_divergence"):
+        row = verdict.row(metric)
+        assert row is not None and (row.n, row.clusters) == (100_000, 2000)
