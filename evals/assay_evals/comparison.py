@@ -17,11 +17,10 @@ from assay_evals.evidence import Evidence, Window
 from assay_evals.findings import bounded_exp
 from assay_evals.statistics import (
     Interval,
+    cautious_interval,
     clustered_mean,
     grouped,
-    skewed_interval,
     t_half_width,
-    t_interval,
 )
 from assay_evals.verdict import Outcome, Row, Verdict
 from assay_evals.wording import SAME_ARM, words
@@ -172,7 +171,7 @@ def _by_window(
     changes = [sum_of(after) - sum_of(before) for before, after in pairs]
     labels, counts = [before.document for before, _ in pairs], [before.tokens for before, _ in pairs]
     groups = grouped(changes, labels, counts)
-    return clustered_mean(groups).mean, skewed_interval(groups, confidence)
+    return clustered_mean(groups).mean, cautious_interval(groups, confidence)
 
 
 def _divergence(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
@@ -195,15 +194,17 @@ def _perplexity(first: Evidence, other: Evidence, confidence: float) -> tuple[fl
 def _continuations(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
     pairs = list(zip(first.continuations, other.continuations, strict=True))
     changes = [int(after.alike) - int(before.alike) for before, after in pairs]
-    estimate = clustered_mean(grouped(changes, [before.document for before, _ in pairs]))
-    return estimate.mean, t_interval(estimate, confidence)
+    groups = grouped(changes, [before.document for before, _ in pairs])
+    estimate = clustered_mean(groups)
+    return estimate.mean, cautious_interval(groups, confidence)
 
 
 def _cloze(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
     pairs = list(zip(first.clozes, other.clozes, strict=True))
     changes = [int(after.candidate.correct) - int(before.candidate.correct) for before, after in pairs]
-    estimate = clustered_mean(grouped(changes, [before.document for before, _ in pairs]))
-    return estimate.mean, t_interval(estimate, confidence)
+    groups = grouped(changes, [before.document for before, _ in pairs])
+    estimate = clustered_mean(groups)
+    return estimate.mean, cautious_interval(groups, confidence)
 
 
 _PAIRED: dict[str, Callable[[Evidence, Evidence, float], tuple[float, Interval]]] = {

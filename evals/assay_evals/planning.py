@@ -31,13 +31,14 @@ class Assumptions:
     """Noise that a plan reckons with, before anything is measured; the defaults are near a 4-bit SmolLM2 on python-docs.
 
     discordance: share of cloze answers that flip. design_effect: how much clustering by document inflates the variance
-    of answers and agreements. divergence_variation: standard deviation of KL per token over its mean, and
-    divergence_design_effect: documents differ much more in that. speed_noise, memory_noise: standard deviation of a
-    block's log-ratio on a machine with nothing else to do.
+    of answers and agreements. caution: how much wider a `cautious_interval` is than Student's. divergence_variation: standard
+    deviation of KL per token over its mean, and divergence_design_effect: documents differ much more in that.
+    speed_noise, memory_noise: standard deviation of a block's log-ratio on a machine with nothing else to do.
     """
 
     discordance: float = 0.08
     design_effect: float = 1.5
+    caution: float = 1.25
     divergence_variation: float = 1.7
     divergence_design_effect: float = 15.0
     speed_noise: float = 0.05
@@ -86,11 +87,11 @@ def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumpti
 
 
 def _cloze(rule: dict[str, float], samples: int, alpha: float, assumed: Assumptions) -> Reach:
-    """A candidate without any true loss must show a loss below the margin: M ≥ (z + z) √(ρ · deff / n)."""
+    """A candidate without any true loss must show a loss below the margin: M ≥ (caution · z + z) √(ρ · deff / n)."""
 
     def smallest_with(count: int) -> float:
         error = math.sqrt(assumed.discordance * assumed.design_effect / count)
-        return max(detectable(error, math.inf, alpha), binomial_upper(0, count, alpha))
+        return max(_resolved(error, alpha, assumed), binomial_upper(0, count, alpha))
 
     (margin,) = rule.values()
     smallest = smallest_with(samples)
@@ -105,10 +106,10 @@ def _cloze(rule: dict[str, float], samples: int, alpha: float, assumed: Assumpti
 
 
 def _divergence(rule: dict[str, float], tokens: int, alpha: float, assumed: Assumptions) -> Reach:
-    """The error grows with the mean: x is resolved when limit − x ≥ k·x, with k = (z + z) · variation · √(deff / n)."""
+    """The error grows with the mean: x is resolved when limit − x ≥ k·x, with k = (caution · z + z) · variation · √(deff / n)."""
     limit = limit_of(rule).value
     error = assumed.divergence_variation * math.sqrt(assumed.divergence_design_effect / tokens)
-    widening = detectable(error, math.inf, alpha)
+    widening = _resolved(error, alpha, assumed)
     highest = limit / (1 + widening)
     sentence = (
         f"{tokens:,} tokens can show that a divergence of up to {wording.value('kl_divergence', highest)} is within the "
@@ -127,7 +128,7 @@ def _agreement(
     limit, (count, unit) = limit_of(rule).value, samples
     halfway = (1 + limit) / 2
     error = math.sqrt(halfway * (1 - halfway) * assumed.design_effect / count)
-    smallest, room = detectable(error, math.inf, alpha), halfway - limit
+    smallest, room = _resolved(error, alpha, assumed), halfway - limit
     sentence = (
         f"{count:,} {unit} resolve {wording.distance(metric, smallest)} "
         f"(assuming design effect {assumed.design_effect:g})."
@@ -135,6 +136,11 @@ def _agreement(
     if smallest > room:
         sentence += f" Too coarse for this limit: ask for about {_hundreds(count * (smallest / room) ** 2):,} {unit}."
     return Reach(metric, rule, count, smallest, smallest <= room, sentence)
+
+
+def _resolved(error: float, alpha: float, assumed: Assumptions) -> float:
+    """(caution · z_{1−alpha} + z_{0.80}) · SE: what an interval that is that much wider resolves."""
+    return detectable(error, math.inf, alpha) + (assumed.caution - 1) * t_half_width(error, math.inf, 1 - 2 * alpha)
 
 
 def _ratio(metric: str, rule: dict[str, float], limit: float, evaluate: Evaluate, noise: float) -> Reach:

@@ -18,11 +18,11 @@ from assay_evals.statistics import (
     Groups,
     binomial_lower,
     binomial_upper,
+    cautious_interval,
     clustered_mean,
-    detectable,
     grouped,
     rare_difference_interval,
-    skewed_interval,
+    resolved,
     t_interval,
 )
 from assay_evals.verdict import Row
@@ -42,15 +42,16 @@ def kl_divergence(evidence: Evidence) -> Row:
     windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [math.fsum(_finite(window)) for window in windows])
     estimate = clustered_mean(groups)
+    low, high = cautious_interval(groups, 1 - 2 * alpha)
     return finding(
         "kl_divergence",
         arms=(None, estimate.mean),
         difference=estimate.mean,
-        interval=skewed_interval(groups, 1 - 2 * alpha),
+        interval=(low, high),
         confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=detectable(estimate.standard_error, estimate.degrees, alpha),
+        minimum_detectable=resolved(estimate, high),
     )
 
 
@@ -72,12 +73,11 @@ def top1_agreement(evidence: Evidence) -> Row:
     windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [float(sum(window.agreed)) for window in windows])
     estimate = clustered_mean(groups)
-    low, high = skewed_interval(groups, 1 - 2 * alpha)
+    low, high = cautious_interval(groups, 1 - 2 * alpha)
     disagreed = groups.samples - int(groups.sums.sum())
     if disagreed < RARE:
         low = min(low, 1 - binomial_upper(disagreed, groups.samples, alpha))
         high = max(high, 1 - binomial_lower(disagreed, groups.samples, alpha))
-    resolved = max(detectable(estimate.standard_error, estimate.degrees, alpha), estimate.mean - low)
     return finding(
         "top1_agreement",
         arms=(None, estimate.mean),
@@ -86,7 +86,7 @@ def top1_agreement(evidence: Evidence) -> Row:
         confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=resolved,
+        minimum_detectable=resolved(estimate, low),
     )
 
 
@@ -98,7 +98,7 @@ def perplexity(evidence: Evidence) -> Row:
     totals = [(window.nll_baseline or 0.0, window.nll_candidate or 0.0, window.tokens) for window in windows]
     tokens = sum(count for _, _, count in totals)
     groups = _by_document(windows, [(candidate - baseline) * count for baseline, candidate, count in totals])
-    low, high = skewed_interval(groups, CONFIDENCE)
+    low, high = cautious_interval(groups, CONFIDENCE)
     return finding(
         "perplexity",
         arms=(
@@ -122,13 +122,11 @@ def cloze_accuracy(evidence: Evidence) -> Row:
     clozes, alpha = _clozes(evidence), alpha_of(evidence)
     changes = [int(cloze.candidate.correct) - int(cloze.baseline.correct) for cloze in clozes]
     lost, gained, total = changes.count(-1), changes.count(1), len(clozes)
-    estimate = clustered_mean(grouped(changes, [cloze.document for cloze in clozes]))
-    low, high = t_interval(estimate, 1 - 2 * alpha)
-    resolved = detectable(estimate.standard_error, estimate.degrees, alpha)
+    groups = grouped(changes, [cloze.document for cloze in clozes])
+    estimate, (low, high) = clustered_mean(groups), cautious_interval(groups, 1 - 2 * alpha)
     if lost + gained < RARE:
         exact_low, exact_high = rare_difference_interval(lost, gained, total, alpha)
         low, high = min(low, exact_low), max(high, exact_high)
-        resolved = max(resolved, estimate.mean - low)
     return finding(
         "cloze_accuracy",
         arms=(
@@ -140,7 +138,7 @@ def cloze_accuracy(evidence: Evidence) -> Row:
         confidence=1 - 2 * alpha,
         samples=total,
         clusters=estimate.degrees + 1,
-        minimum_detectable=resolved,
+        minimum_detectable=resolved(estimate, low),
         reason=f"{lost:,} answers went from right to wrong, {gained:,} from wrong to right.",
     )
 
@@ -173,7 +171,7 @@ def greedy_agreement(evidence: Evidence) -> Row:
     groups = grouped([float(row.alike) for row in rows], [row.document for row in rows])
     alike = int(groups.sums.sum())
     estimate = clustered_mean(groups)
-    low, high = t_interval(estimate, 1 - 2 * alpha)
+    low, high = cautious_interval(groups, 1 - 2 * alpha)
     low = max(0.0, min(low, binomial_lower(alike, len(rows), alpha)))
     high = min(1.0, max(high, binomial_upper(alike, len(rows), alpha)))
     return finding(
@@ -184,7 +182,7 @@ def greedy_agreement(evidence: Evidence) -> Row:
         confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=max(detectable(estimate.standard_error, estimate.degrees, alpha), estimate.mean - low),
+        minimum_detectable=resolved(estimate, low),
     )
 
 

@@ -38,12 +38,14 @@ def test_cloze_samples_agree_with_the_published_table(discordance: float, margin
         {"max_drop": margin},
         discordance=discordance,
         design_effect=1.0,
+        caution=1.0,
     )
     too_few = plan(
         {"metric": "cloze_accuracy", "samples": samples - 1},
         {"max_drop": margin},
         discordance=discordance,
         design_effect=1.0,
+        caution=1.0,
     )
     assert enough.in_reach
     assert not too_few.in_reach
@@ -60,8 +62,8 @@ def test_further_looks_are_planned_for_at_their_size_and_their_error() -> None:
 
     one, three = reach(2000, 1, 32), reach(500, 3, 8)
     assert [row.samples for row in three] == [row.samples for row in one] == [2000, 32]
-    # The same samples at a third of the error: (z(0.05/3) + z(0.2)) / (z(0.05) + z(0.2)).
-    assert three[0].smallest / one[0].smallest == pytest.approx((2.1280 + 0.8416) / (1.6449 + 0.8416), rel=1e-3)
+    # The same samples at a third of the error: (1.25 z(0.05/3) + z(0.2)) / (1.25 z(0.05) + z(0.2)).
+    assert three[0].smallest / one[0].smallest == pytest.approx((2.6600 + 0.8416) / (2.0561 + 0.8416), rel=1e-3)
     assert three[1].smallest > one[1].smallest
 
 

@@ -44,7 +44,7 @@ def hidden(make_evidence: Make) -> Evidence:
 
 
 def gate(**slices: dict[str, float]) -> Gate:
-    criteria = {"kl_divergence": {"max": 0.1}, "cloze_accuracy": {"max_drop": 0.1}}
+    criteria = {"kl_divergence": {"max": 0.1}, "cloze_accuracy": {"max_drop": 0.13}}
     return Gate.model_validate_json(json.dumps(criteria | ({"slices": slices} if slices else {})))
 
 
