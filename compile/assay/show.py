@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from assay.registry.publish import Receipt
     from assay.registry.pull import PullReceipt
     from assay_evals.comparison import Compared
+    from assay_evals.load.result import Result
     from assay_evals.runtimes.base import Continuation
     from assay_evals.verdict import Verdict
 
@@ -114,7 +115,19 @@ class Output:
 
         self._console.print(comparison_table(found))
 
-    def _say_verdict(self, verdict: Verdict) -> None:
+    def benched(self, result: Result) -> None:
+        if self._json:
+            self._write_json(result.to_json(raw=False))
+            return
+        from assay_evals.load.table import load_tables
+
+        for table in load_tables(result):
+            self._console.print(table)
+        for note in result.notes:
+            self._console.print(f"note       {note}", markup=False)
+        self._say_verdict(result)
+
+    def _say_verdict(self, verdict: Verdict | Result) -> None:
         colour = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}.get(
             verdict.verdict, "bold magenta"
         )

@@ -1,0 +1,124 @@
+"""A load test as a table for the terminal: a row for each figure, a column for each level, intervals below their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from assay_evals.load.findings import LevelFindings, Percentile, Share, Spread, Throughput
+from assay_evals.load.quantiles import CONFIDENCE, LEVELS
+from assay_evals.load.result import Result
+
+_LEVELS_BESIDE = 3
+_NOTHING = "–"
+_LATENCIES: tuple[tuple[str, Callable[[LevelFindings], tuple[Percentile, ...]]], ...] = (
+    ("time to first token", lambda level: level.time_to_first_token),
+    ("inter-token latency", lambda level: level.inter_token_latency),
+    ("time per output token", lambda level: level.time_per_output_token),
+    ("end to end", lambda level: level.end_to_end_latency),
+)
+
+
+def load_tables(result: Result) -> list[Table]:
+    """Three levels to a table, which fits 80 columns."""
+    levels = result.findings
+    return [_table(result, levels[first : first + _LEVELS_BESIDE]) for first in range(0, len(levels), _LEVELS_BESIDE)]
+
+
+def _table(result: Result, levels: Sequence[LevelFindings]) -> Table:
+    parameters = result.measured.parameters
+    table = Table(
+        title=Text(f"{parameters.model}\n{parameters.api} of {parameters.endpoint}"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+        caption=f"intervals at {100 * CONFIDENCE:.0f}%; latencies of the requests that succeeded",
+        caption_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for level in levels:
+        table.add_column(str(level.load), justify="right", no_wrap=True)
+    asked = result.asked
+
+    def row(label: str, cell: Callable[[LevelFindings], str]) -> None:
+        cells = [cell(level) for level in levels]
+        if any(cells):
+            table.add_row(label, *cells)
+
+    row("requests", lambda level: f"{level.requests:,}\nafter {level.warm_up:,} of warm-up")
+    row("failed", _failed)
+    if asked.objectives:
+        row("met every objective", lambda level: _share(level.good_share))
+        row("goodput", lambda level: _throughput(level.goodput_requests_per_second, "req/s"))
+    row("request throughput", lambda level: _throughput(level.requests_per_second, "req/s"))
+    row("output throughput", lambda level: _throughput(level.output_tokens_per_second, "tok/s"))
+    for label, percentiles in _LATENCIES:
+        for position, quantile in enumerate(LEVELS):
+            name = f"{'' if position else label:<21} p{100 * quantile:.0f}"
+            row(name, lambda level, position=position, of=percentiles: _percentile(of(level), position))
+    if asked.price_per_hour is not None:
+        row(
+            "cost of 1M output tokens",
+            lambda level: _throughput(level.cost_per_million_output_tokens, asked.currency),
+        )
+    row("prompt tokens", lambda level: _spread(level.prompt_tokens))
+    row("output tokens", lambda level: _spread(level.output_tokens))
+    return table
+
+
+def _failed(level: LevelFindings) -> str:
+    counts = [f"{failures.count:,} {failures.kind}" for failures in level.failures]
+    return "\n".join((_share(level.error_rate), *counts))
+
+
+def _share(share: Share | None) -> str:
+    if share is None:
+        return _NOTHING
+    low, high = (100 * bound for bound in share.interval)
+    return f"{100 * share.value:.1f}%\n{low:.1f} to {high:.1f}"
+
+
+def _throughput(found: Throughput | None, unit: str) -> str:
+    if found is None:
+        return _NOTHING
+    value = f"{_figures(found.value)} {unit}"
+    if found.interval is None:
+        return value if found.needs_requests is None else f"{value}\ninterval: {_needs(found.needs_requests)}"
+    low, high = (_figures(bound) for bound in found.interval)
+    return f"{value}\n{low} to {high}"
+
+
+def _percentile(percentiles: tuple[Percentile, ...], position: int) -> str:
+    if not percentiles:
+        return _NOTHING
+    found = percentiles[position]
+    if found.seconds is None or found.interval is None:
+        return f"{_NOTHING}, {_needs(found.needs_requests)}"
+    scale, unit = (1.0, "s") if found.seconds >= 1 else (1000.0, "ms")
+    low, high = (_figures(scale * bound) for bound in found.interval)
+    return f"{_figures(scale * found.seconds)} {unit}\n{low} to {high}"
+
+
+def _needs(requests: int | None) -> str:
+    return f"needs {requests:,} requests"
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return _NOTHING
+    if spread.smallest == spread.largest:
+        return f"{spread.smallest:,}"
+    return f"{spread.median:,.0f}\n{spread.smallest:,} to {spread.largest:,}"
+
+
+def _figures(number: float) -> str:
+    """Three significant digits or all before the point: 0.0412, 1.23, 51.2, 1,204."""
+    if number >= 100 or number == 0:
+        return f"{number:,.0f}"
+    for digits in (1, 2, 3):
+        if number >= 10 ** (2 - digits):
+            return f"{number:.{digits}f}"
+    return f"{number:.3g}"
