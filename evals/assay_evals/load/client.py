@@ -91,7 +91,7 @@ class Client:
         except MalformedEventError as error:
             return Failure(kind="malformed", message=f"event {stream.events + 1} is malformed: {error}")
         except httpx2.SSEError as error:
-            return Failure(kind="malformed", message=f"no event stream, as asked for with stream=true: {error}")
+            return Failure(kind="malformed", message=f"event {stream.events + 1} cannot be read: {_reason(error)}")
         except httpx2.DecodingError as error:
             return Failure(kind="malformed", message=f"the answer cannot be decoded: {error}")
         except ErrorEventError as error:
@@ -123,6 +123,11 @@ class Client:
                     if response.status_code != 200:
                         await response.aread()
                         return self._refused(response)
+                    kind = response.headers.get("Content-Type", "nothing known")
+                    if not kind.startswith("text/event-stream"):
+                        await response.aread()
+                        message = f"an answer of {kind} in place of the event stream that was asked for: "
+                        return Failure(kind="malformed", message=message + error_message(response.text))
                     async for event in EventSource(response):
                         stream.take(event.data, self.now())
                     return None

@@ -70,7 +70,6 @@ class _LevelRun:
         self._ended: list[Request] = []
         self._in_flight = 0
         self._measured_ended = 0
-        self._failed_in_a_row = 0
         self._silent_in_a_row = 0
         self._succeeded = False
         self._stopped: str | None = None
@@ -117,17 +116,18 @@ class _LevelRun:
     def _give_up_after(self, request: Request) -> None:
         """Stop when nobody answers any more, or when of this level nothing but failures has come."""
         failure = request.answer.failure
-        self._failed_in_a_row = 0 if failure is None else self._failed_in_a_row + 1
+        self._succeeded |= failure is None
         silent = failure is not None and failure.kind in (UNREACHABLE, TIMEOUT)
         self._silent_in_a_row = self._silent_in_a_row + 1 if silent else 0
-        self._succeeded |= failure is None
         if failure is None:
             return
-        at_once = int(self._plan.load.value) if self._plan.load.kind == "concurrency" else _FEWEST_FAILURES
+        said = f"{failure.kind}: {failure.message}"
+        closed = self._plan.load.kind == "concurrency"
+        at_once = int(self._plan.load.value) if closed else _FEWEST_FAILURES
         if self._silent_in_a_row >= max(_FEWEST_SILENT, at_once):
-            self.stop(f"nobody answered {self._silent_in_a_row} requests in a row; {failure.kind}: {failure.message}")
-        elif not self._succeeded and self._failed_in_a_row >= max(_FEWEST_FAILURES, 2 * at_once):
-            self.stop(f"the first {self._failed_in_a_row} requests all failed; {failure.kind}: {failure.message}")
+            self.stop(f"nobody answered {self._silent_in_a_row} requests in a row; {said}")
+        elif not self._succeeded and len(self._ended) >= max(_FEWEST_FAILURES, 2 * at_once * closed):
+            self.stop(f"the first {len(self._ended)} requests all failed; {said}")
 
     def stop(self, reason: str) -> None:
         if self._stopped is None and self._task is not None:

@@ -54,6 +54,14 @@ class Settings:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     api_key: str | None = dataclasses.field(default=None, repr=False)
 
+    def warm_up_of(self, load: Load) -> int:
+        return usual_warm_up(load, self.requests) if self.warm_up is None else self.warm_up
+
+    @property
+    def sent(self) -> int:
+        """Requests of all levels, without those that cool down."""
+        return sum(self.warm_up_of(load) + self.requests for load in self.loads)
+
 
 def measure(settings: Settings, progress: Progress) -> Measured:
     """Run every level in turn; a level that is stopped is the last one."""
@@ -66,15 +74,16 @@ async def _measure(settings: Settings, progress: Progress) -> Measured:
     async with open_client(target) as client:
         trial = _Trial(client, settings, settings.model or await _only_model(client))
         await trial.run()
-        for note in trial.notes:
-            progress.note(note)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         levels: list[Level] = []
         first = 0
         for load in settings.loads:
-            warm_up = usual_warm_up(load, settings.requests) if settings.warm_up is None else settings.warm_up
             plan = LevelPlan(
-                load=load, warm_up=warm_up, measured=settings.requests, first=first, seed=f"{settings.seed}/{load}"
+                load=load,
+                warm_up=settings.warm_up_of(load),
+                measured=settings.requests,
+                first=first,
+                seed=f"{settings.seed}/{load}",
             )
             with progress.stage(str(load), settings.requests) as advance:
                 levels.append(await run_level(client, plan, trial.body, advance))
@@ -120,7 +129,7 @@ class _Trial:
             prompts = file_prompts(self._settings.prompts, self._settings.prompts_field, self._settings.api)
             self._prompt_of = lambda number: prompts[number % len(prompts)]
             await self._ask(0)
-            if len(prompts) < len(self._settings.loads) * self._settings.requests:
+            if len(prompts) < self._settings.sent:
                 self.notes.append(
                     f"{len(prompts)} prompts come round again; what the server has cached of them is not computed anew"
                 )
@@ -199,7 +208,9 @@ async def _only_model(client: Client) -> str:
         reason = clipped(str(error)) or type(error).__name__
         _refuse(Failure(kind=UNREACHABLE, message=f"no connection to {client.target.url}: {reason}"))
     if len(models) != 1:
-        raise UsageError(f"{client.target.url} serves {len(models)} models: {', '.join(models) or 'none'}; {wanted}.")
+        raise UsageError(
+            f"{client.target.url} serves {len(models)} models: {clipped(', '.join(models)) or 'none'}; {wanted}."
+        )
     return models[0]
 
 

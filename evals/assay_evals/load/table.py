@@ -10,6 +10,7 @@ from rich.text import Text
 from assay_evals.load.findings import LevelFindings, Percentile, Share, Spread, Throughput
 from assay_evals.load.quantiles import CONFIDENCE, LEVELS
 from assay_evals.load.result import Result
+from assay_evals.load.wire import clipped
 
 _LEVELS_BESIDE = 3
 _NOTHING = "–"
@@ -30,12 +31,12 @@ def load_tables(result: Result) -> list[Table]:
 def _table(result: Result, levels: Sequence[LevelFindings]) -> Table:
     parameters = result.measured.parameters
     table = Table(
-        title=Text(f"{parameters.model}\n{parameters.api} of {parameters.endpoint}"),
+        title=Text(f"{clipped(parameters.model)}\n{parameters.api} of {parameters.endpoint}"),
         title_justify="left",
         box=None,
         pad_edge=False,
         header_style="dim",
-        caption=f"intervals at {100 * CONFIDENCE:.0f}%; latencies of the requests that succeeded",
+        caption=Text("\n".join(_caption(result))),
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
@@ -44,11 +45,9 @@ def _table(result: Result, levels: Sequence[LevelFindings]) -> Table:
     asked = result.asked
 
     def row(label: str, cell: Callable[[LevelFindings], str]) -> None:
-        cells = [cell(level) for level in levels]
-        if any(cells):
-            table.add_row(label, *cells)
+        table.add_row(label, *(Text(cell(level)) for level in levels))
 
-    row("requests", lambda level: f"{level.requests:,}\nafter {level.warm_up:,} of warm-up")
+    row("requests", lambda level: f"{level.requests:,}\nafter {level.warm_up:,} more")
     row("failed", _failed)
     if asked.objectives:
         row("met every objective", lambda level: _share(level.good_share))
@@ -69,6 +68,11 @@ def _table(result: Result, levels: Sequence[LevelFindings]) -> Table:
     return table
 
 
+def _caption(result: Result) -> list[str]:
+    lines = [f"intervals at {100 * CONFIDENCE:.0f}%; latencies of the requests that succeeded"]
+    return [*lines, f"objectives of a request: {result.asked.objectives}"] if result.asked.objectives else lines
+
+
 def _failed(level: LevelFindings) -> str:
     counts = [f"{failures.count:,} {failures.kind}" for failures in level.failures]
     return "\n".join((_share(level.error_rate), *counts))
@@ -86,7 +90,7 @@ def _throughput(found: Throughput | None, unit: str) -> str:
         return _NOTHING
     value = f"{_figures(found.value)} {unit}"
     if found.interval is None:
-        return value if found.needs_requests is None else f"{value}\ninterval: {_needs(found.needs_requests)}"
+        return value if found.needs_requests is None else f"{value}\n{_needs(found.needs_requests)}"
     low, high = (_figures(bound) for bound in found.interval)
     return f"{value}\n{low} to {high}"
 
@@ -96,14 +100,14 @@ def _percentile(percentiles: tuple[Percentile, ...], position: int) -> str:
         return _NOTHING
     found = percentiles[position]
     if found.seconds is None or found.interval is None:
-        return f"{_NOTHING}, {_needs(found.needs_requests)}"
+        return _needs(found.needs_requests)
     scale, unit = (1.0, "s") if found.seconds >= 1 else (1000.0, "ms")
     low, high = (_figures(scale * bound) for bound in found.interval)
     return f"{_figures(scale * found.seconds)} {unit}\n{low} to {high}"
 
 
 def _needs(requests: int | None) -> str:
-    return f"needs {requests:,} requests"
+    return f"{_NOTHING}, needs\n{requests:,} requests"
 
 
 def _spread(spread: Spread | None) -> str:
