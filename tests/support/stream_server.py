@@ -48,6 +48,7 @@ class Endpoint:
     url: str
     reply: Callable[[int], Reply] = field(default=lambda number: Reply())
     models: tuple[str, ...] = ("tiny",)
+    models_status: int = 200
     closes_idle: bool = False
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -90,7 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path != "/v1/models":
             return self._error(404, "no such path")
-        self._whole(200, json.dumps({"data": [{"id": name} for name in self.server.endpoint.models]}))
+        self._whole(
+            self.server.endpoint.models_status,
+            json.dumps({"data": [{"id": name} for name in self.server.endpoint.models]}),
+        )
         return None
 
     def do_POST(self) -> None:

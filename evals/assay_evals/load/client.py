@@ -7,6 +7,7 @@ API's), `error event` (the server reported an error within the stream), `empty` 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -33,7 +34,7 @@ UNREACHABLE, TIMEOUT = "unreachable", "timeout"
 _CONNECT_SECONDS = 10.0
 # Below the 5 seconds after which common servers close an idle connection: a request must not meet a connection that is being closed.
 _IDLE_SECONDS = 1.0
-_HTTP_ADVICE = {
+HTTP_ADVICE = {
     401: "the endpoint wants another API key: name the variable that holds it with --api-key-env",
     403: "this API key may not use it",
     404: "is the path right (most servers want …/v1), and is the model's name?",
@@ -91,15 +92,15 @@ class Client:
         except MalformedEventError as error:
             return Failure(kind="malformed", message=f"event {stream.events + 1} is malformed: {error}")
         except httpx2.SSEError as error:
-            return Failure(kind="malformed", message=f"event {stream.events + 1} cannot be read: {_reason(error)}")
+            return Failure(kind="malformed", message=f"event {stream.events + 1} cannot be read: {reason_of(error)}")
         except httpx2.DecodingError as error:
             return Failure(kind="malformed", message=f"the answer cannot be decoded: {error}")
         except ErrorEventError as error:
             return Failure(kind="error event", message=f"the server reports in event {stream.events + 1}: {error}")
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
-            return Failure(kind=UNREACHABLE, message=f"no connection to {self.target.url}: {_reason(error)}")
+            return Failure(kind=UNREACHABLE, message=f"no connection to {self.target.url}: {reason_of(error)}")
         except httpx2.TransportError as error:
-            return Failure(kind="cut", message=f"the connection broke after {stream.events} events: {_reason(error)}")
+            return Failure(kind="cut", message=f"the connection broke after {stream.events} events: {reason_of(error)}")
         return stream.missing()
 
     async def _exchange(self, stream: _Stream, body: dict[str, Any]) -> Failure | None:
@@ -137,9 +138,10 @@ class Client:
 
     def _refused(self, response: httpx2.Response) -> Failure:
         status = response.status_code
-        said, advice = error_message(response.text), _HTTP_ADVICE.get(status)
-        parts = [f"HTTP {status} from {self.target.address}", *([said] if said else []), *([advice] if advice else [])]
-        return Failure(kind=f"HTTP {status}", message="; ".join(parts))
+        parts = (error_message(response.text) or "it says no more", HTTP_ADVICE.get(status))
+        return Failure(
+            kind=f"HTTP {status}", message=f"{self.target.address}: {'; '.join(part for part in parts if part)}"
+        )
 
 
 @asynccontextmanager
@@ -203,6 +205,15 @@ class _Stream:
         )
 
 
-def _reason(error: Exception) -> str:
-    """httpx2 says some things with the class alone, and others as a sentence."""
-    return clipped(str(error)).removesuffix(".") or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What the system said, where it said something; httpx2 says some things with the class alone, and others as a sentence."""
+    said: str | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionError) and cause.errno:
+            # asyncio has an address in place of the reason.
+            said = os.strerror(cause.errno)
+        elif isinstance(cause, OSError) and cause.strerror:
+            said = cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return said or clipped(str(error)).removesuffix(".") or type(error).__name__

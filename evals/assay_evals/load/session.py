@@ -22,7 +22,7 @@ from assay.errors import AssayError, UsageError
 from assay.host import environment
 from assay.progress import Progress
 from assay_evals.load.arrivals import Load, read_loads
-from assay_evals.load.client import UNREACHABLE, Client, Target, open_client
+from assay_evals.load.client import HTTP_ADVICE, UNREACHABLE, Client, Target, open_client, reason_of
 from assay_evals.load.prompts import CHARACTERS_PER_TOKEN, PromptOf, documentation_prompts, file_prompts
 from assay_evals.load.records import Answer, Failure, Level, Measured, Parameters
 from assay_evals.load.runner import LevelPlan, run_level, usual_warm_up
@@ -199,14 +199,13 @@ async def _only_model(client: Client) -> str:
     try:
         models = await client.models()
     except httpx2.HTTPStatusError as error:
-        raise UsageError(
-            f"{client.target.url}/models answers with HTTP {error.response.status_code}; {wanted}."
-        ) from error
+        status = error.response.status_code
+        advice = HTTP_ADVICE[status] if status in (401, 403) else wanted
+        raise UsageError(f"{client.target.url}/models answers with HTTP {status}; {advice}.") from error
     except MalformedEventError as error:
         raise UsageError(f"{client.target.url}/models: {error}; {wanted}.") from error
     except httpx2.TransportError as error:
-        reason = clipped(str(error)) or type(error).__name__
-        _refuse(Failure(kind=UNREACHABLE, message=f"no connection to {client.target.url}: {reason}"))
+        _refuse(Failure(kind=UNREACHABLE, message=f"no connection to {client.target.url}: {reason_of(error)}"))
     if len(models) != 1:
         raise UsageError(
             f"{client.target.url} serves {len(models)} models: {clipped(', '.join(models)) or 'none'}; {wanted}."

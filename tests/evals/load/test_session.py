@@ -187,6 +187,9 @@ def test_the_only_model_is_found_and_one_of_several_is_not(load_test: LoadTest, 
     assert load_test(model="large").parameters.model == "large"
     with pytest.raises(UsageError, match="/v2/models answers with HTTP 404; name the model"):
         load_test(endpoint=endpoint.url.replace("/v1", "/v2"))
+    endpoint.models_status = 401
+    with pytest.raises(UsageError, match="/models answers with HTTP 401; the endpoint wants another API key"):
+        load_test()
 
 
 # Endpoints that fail
@@ -238,7 +241,7 @@ def test_a_failure_in_the_middle_is_counted_by_its_kind(
         (Reply(status=403, body="not yours"), UsageError, "not yours; this API key may not use it"),
         (Reply(status=404, body="no such model"), UsageError, "no such model; is the path right"),
         (Reply(status=400, body="context too long"), UsageError, "context too long"),
-        (Reply(status=500, body="it broke"), AssayError, "HTTP 500 from http"),
+        (Reply(status=500, body="it broke"), AssayError, "HTTP 500: http://"),
         (Reply(status=429, body="slow down"), AssayError, "slow down"),
         (Reply(first=5.0), AssayError, "timeout: not finished after 0.5 s"),
         (Reply(cut=1), AssayError, "cut: "),
@@ -256,13 +259,15 @@ def test_an_endpoint_that_fails_the_first_request_is_not_asked_again(
 
 
 def test_a_wrong_path_is_said_to_be_one(load_test: LoadTest, endpoint: Endpoint) -> None:
-    with pytest.raises(UsageError, match=r"HTTP 404 from http://\S+/v2/completions; no such path; is the path right"):
+    with pytest.raises(UsageError, match=r"HTTP 404: http://\S+/v2/completions: no such path; is the path right"):
         load_test(endpoint=endpoint.url.replace("/v1", "/v2"), model="tiny")
 
 
 @pytest.mark.parametrize("model", [None, "tiny"])
 def test_a_server_that_is_down_is_said_to_be(load_test: LoadTest, free_port: int, model: str | None) -> None:
-    with pytest.raises(AssayError, match=r"unreachable: no connection .* Is the server running") as caught:
+    with pytest.raises(
+        AssayError, match=r"unreachable: no connection to \S+: Connection refused\. Is the server"
+    ) as caught:
         load_test(endpoint=f"http://127.0.0.1:{free_port}/v1", model=model)
     assert not isinstance(caught.value, UsageError)
 
@@ -272,7 +277,7 @@ def test_a_level_of_nothing_but_failures_is_given_up(load_test: LoadTest, endpoi
     measured = load_test(concurrency="2,4", requests=500)
     (level,) = measured.levels
     assert len(level.requests) == 10 and level.stopped
-    assert level.stopped.startswith("the first 10 requests all failed; HTTP 500: HTTP 500 from ")
+    assert level.stopped.startswith("the first 10 requests all failed; HTTP 500: http://")
     result = conclude(measured, read_asked(None, 1.0, None, None, "USD"))
     assert (result.verdict, result.exit_code) == ("INVALID", 4) and "it broke" in result.reasons[0]
 
