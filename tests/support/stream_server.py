@@ -99,7 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         endpoint = self.server.endpoint
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        length = int(self.headers["Content-Length"])
+        data = self.rfile.read(length)
+        if len(data) < length:  # The client was stopped.
+            return None
+        body = json.loads(data)
         if endpoint.closes_idle and self.served:
             self.close_connection = True
             return None

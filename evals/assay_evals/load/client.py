@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -44,16 +44,26 @@ HTTP_ADVICE = {
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go.  url: without a slash at its end.  timeout: seconds for a whole request."""
+    """Where requests go.  url: without a slash at its end, and without credentials, because messages quote it.
+
+    timeout: seconds for a whole request.
+    """
 
     url: str
     api: Api
     timeout: float
-    api_key: str | None = field(default=None, repr=False)
 
     @property
     def address(self) -> str:
         return self.url + PATHS[self.api]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What is sent and kept nowhere.  login: name and password, for a gateway that wants them."""
+
+    api_key: str | None = None
+    login: tuple[str, str] | None = None
 
 
 class Client:
@@ -145,11 +155,12 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(target: Target) -> AsyncGenerator[Client]:
+async def open_client(target: Target, credentials: Credentials) -> AsyncGenerator[Client]:
     """A client without a limit of its own on connections, which follows no redirects: they would be measured too."""
-    headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+    headers = {"Authorization": f"Bearer {credentials.api_key}"} if credentials.api_key else {}
     async with httpx2.AsyncClient(
         headers=headers,
+        auth=credentials.login,
         timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, target.timeout)),
         limits=httpx2.Limits(keepalive_expiry=_IDLE_SECONDS),
     ) as http:

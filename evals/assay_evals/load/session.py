@@ -22,7 +22,7 @@ from assay.errors import AssayError, UsageError
 from assay.host import environment
 from assay.progress import Progress
 from assay_evals.load.arrivals import Load, read_loads
-from assay_evals.load.client import HTTP_ADVICE, UNREACHABLE, Client, Target, open_client, reason_of
+from assay_evals.load.client import HTTP_ADVICE, UNREACHABLE, Client, Credentials, Target, open_client, reason_of
 from assay_evals.load.prompts import CHARACTERS_PER_TOKEN, PromptOf, documentation_prompts, file_prompts
 from assay_evals.load.records import Answer, Failure, Level, Measured, Parameters
 from assay_evals.load.runner import LevelPlan, run_level, usual_warm_up
@@ -52,7 +52,7 @@ class Settings:
     prompts: Path | None = None
     prompts_field: str = "prompt"
     extra: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
-    api_key: str | None = dataclasses.field(default=None, repr=False)
+    credentials: Credentials = dataclasses.field(default_factory=Credentials, repr=False)
 
     def warm_up_of(self, load: Load) -> int:
         return usual_warm_up(load, self.requests) if self.warm_up is None else self.warm_up
@@ -70,8 +70,8 @@ def measure(settings: Settings, progress: Progress) -> Measured:
 
 
 async def _measure(settings: Settings, progress: Progress) -> Measured:
-    target = Target(settings.endpoint, settings.api, settings.timeout, settings.api_key)
-    async with open_client(target) as client:
+    target = Target(settings.endpoint, settings.api, settings.timeout)
+    async with open_client(target, settings.credentials) as client:
         trial = _Trial(client, settings, settings.model or await _only_model(client))
         await trial.run()
         started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -100,7 +100,7 @@ async def _measure(settings: Settings, progress: Progress) -> Measured:
 
 def _parameters(settings: Settings, trial: _Trial) -> Parameters:
     return Parameters(
-        endpoint=_without_password(settings.endpoint),
+        endpoint=settings.endpoint,
         model=trial.model,
         api=settings.api,
         prompts="python-docs" if settings.prompts is None else str(settings.prompts),
@@ -238,8 +238,11 @@ def read_settings(
         raise UsageError("--concurrency is a closed loop, --rate an open one: give one of them.")
     if prompts is not None and input_tokens is not None:
         raise UsageError("--prompts has prompts of their own length, --input-tokens makes some: give one of them.")
+    url = _read_endpoint(endpoint)
+    key = None if api_key_env is None else _read_api_key(api_key_env)
+    login = (url.username, url.password) if url.username else None
     return Settings(
-        endpoint=_read_endpoint(endpoint),
+        endpoint=str(url.copy_with(username=None, password=None)).rstrip("/"),
         model=model,
         api=api,
         loads=read_loads("concurrency", concurrency or "1") if rate is None else read_loads("rate", rate),
@@ -252,12 +255,11 @@ def read_settings(
         prompts=prompts,
         prompts_field=field,
         extra={} if body is None else _read_body(body),
-        api_key=None if api_key_env is None else _read_api_key(api_key_env),
+        credentials=Credentials(api_key=key, login=login),
     )
 
 
-def _read_endpoint(text: str) -> str:
-    """A base URL without a slash at its end."""
+def _read_endpoint(text: str) -> httpx2.URL:
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL as error:
@@ -266,7 +268,7 @@ def _read_endpoint(text: str) -> str:
         ) from error
     if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise UsageError(f"--endpoint {text}: not the base URL of an API; write one such as http://127.0.0.1:8000/v1.")
-    return text.rstrip("/")
+    return url
 
 
 def _read_body(text: str) -> dict[str, Any]:
@@ -283,10 +285,6 @@ def _read_api_key(variable: str) -> str:
     if not (key := os.environ.get(variable)):
         raise UsageError(f"--api-key-env {variable}: this environment variable is not set, or is empty.")
     return key
-
-
-def _without_password(endpoint: str) -> str:
-    return str(httpx2.URL(endpoint).copy_with(username=None, password=None))
 
 
 def _allow_many_connections() -> None:

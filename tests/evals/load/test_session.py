@@ -92,10 +92,13 @@ def test_levels_follow_each_other_and_no_prompt_comes_twice(load_test: LoadTest,
     assert numbers == list(range(len(numbers)))
     prompts = [body["prompt"] for body in endpoint.bodies]
     assert len(set(prompts)) == len(prompts)
-    again = prompts.copy()
+    # One at a time they come in the same order again.
     endpoint.bodies.clear()
-    load_test(concurrency="1,2", requests=3, seed=5)
-    assert {body["prompt"] for body in endpoint.bodies} == set(again)
+    load_test(requests=3, seed=5)
+    assert [body["prompt"] for body in endpoint.bodies] == prompts[: TRIALS + 4]
+    endpoint.bodies.clear()
+    load_test(requests=3, seed=6)
+    assert not {body["prompt"] for body in endpoint.bodies} & set(prompts)
 
 
 def test_the_client_s_lag_is_known(load_test: LoadTest, endpoint: Endpoint) -> None:
@@ -172,11 +175,15 @@ def test_fields_and_the_key_are_sent_and_the_key_is_kept_nowhere(
     plain = load_test(api_key_env="KEY_OF_TEST", body='{"ignore_eos": true, "temperature": null}')
     assert all(headers["Authorization"] == "Bearer sesame" for headers in endpoint.headers)
     assert all(body["ignore_eos"] and "temperature" not in body for body in endpoint.bodies)
+    endpoint.bodies.clear()
+    after_trials(endpoint, lambda number: Reply(status=500 if number == 2 else 200))
     with_password = load_test(endpoint=url)
+    assert endpoint.headers[-1]["Authorization"].startswith("Basic ")
     for measured in (plain, with_password):
         write_result(tmp_path / "result.json", conclude(measured, read_asked(None, 0.01, None, None, "USD")))
         text = (tmp_path / "result.json").read_text()
         assert "sesame" not in text and "hunter2" not in text and endpoint.url in text
+    assert "HTTP 500" in text
 
 
 def test_the_only_model_is_found_and_one_of_several_is_not(load_test: LoadTest, endpoint: Endpoint) -> None:
@@ -276,7 +283,8 @@ def test_a_level_of_nothing_but_failures_is_given_up(load_test: LoadTest, endpoi
     after_trials(endpoint, lambda number: Reply(status=500, body="it broke"))
     measured = load_test(concurrency="2,4", requests=500)
     (level,) = measured.levels
-    assert len(level.requests) == 10 and level.stopped
+    # Another one may end at the same moment.
+    assert 10 <= len(level.requests) <= 12 and level.stopped
     assert level.stopped.startswith("the first 10 requests all failed; HTTP 500: http://")
     result = conclude(measured, read_asked(None, 1.0, None, None, "USD"))
     assert (result.verdict, result.exit_code) == ("INVALID", 4) and "it broke" in result.reasons[0]
