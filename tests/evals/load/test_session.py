@@ -54,7 +54,7 @@ def test_chunks_are_timed_as_they_come(load_test: LoadTest, endpoint: Endpoint) 
     gaps = [gap for request in level.measured for gap in request.inter_token_latencies]
     assert len(gaps) == 4 * 5 and min(first) >= 0.1
     for found, expected in ((first, 0.1), (per_token, 0.05), (gaps, 0.05)):
-        assert statistics.median(found) == pytest.approx(expected, rel=0.3)
+        assert 0.9 * expected < statistics.median(found) < 2 * expected
     assert all(request.end_to_end_latency >= 0.3 for request in level.measured)
 
 
