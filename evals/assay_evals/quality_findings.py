@@ -114,25 +114,30 @@ def perplexity(evidence: Evidence) -> Row:
 
 
 def cloze_accuracy(evidence: Evidence) -> Row:
-    """Share of questions answered correctly, as a paired difference in accuracy.
+    """Share of questions answered correctly, as a paired difference in accuracy."""
+    clozes = _clozes(evidence)
+    pairs = [(cloze.baseline.correct, cloze.candidate.correct) for cloze in clozes]
+    return paired_accuracy("cloze_accuracy", pairs, [cloze.document for cloze in clozes], alpha_of(evidence))
+
+
+def paired_accuracy(
+    metric: str, pairs: Sequence[tuple[bool, bool]], documents: Sequence[str], alpha: float = ALPHA
+) -> Row:
+    """Share of right answers, as a paired difference.  pairs: whether baseline and candidate were right.
 
     SE of d = correct_candidate − correct_baseline clustered by document. Where fewer than 25 answers differ, a standard
     error says little (none differing: SE = 0, even of five questions), and the exact bound widens the interval.
     """
-    clozes, alpha = _clozes(evidence), alpha_of(evidence)
-    changes = [int(cloze.candidate.correct) - int(cloze.baseline.correct) for cloze in clozes]
-    lost, gained, total = changes.count(-1), changes.count(1), len(clozes)
-    groups = grouped(changes, [cloze.document for cloze in clozes])
+    changes = [int(candidate) - int(baseline) for baseline, candidate in pairs]
+    lost, gained, total = changes.count(-1), changes.count(1), len(pairs)
+    groups = grouped(changes, documents)
     estimate, (low, high) = clustered_mean(groups), cautious_interval(groups, 1 - 2 * alpha)
     if lost + gained < RARE:
         exact_low, exact_high = rare_difference_interval(lost, gained, total, alpha)
         low, high = min(low, exact_low), max(high, exact_high)
     return finding(
-        "cloze_accuracy",
-        arms=(
-            sum(cloze.baseline.correct for cloze in clozes) / total,
-            sum(cloze.candidate.correct for cloze in clozes) / total,
-        ),
+        metric,
+        arms=(sum(baseline for baseline, _ in pairs) / total, sum(candidate for _, candidate in pairs) / total),
         difference=estimate.mean,
         interval=(max(low, -1.0), min(high, 1.0)),
         confidence=1 - 2 * alpha,
