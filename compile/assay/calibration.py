@@ -68,8 +68,8 @@ def encode(document: Document, tokenizer: Any) -> list[int]:
     return tokenizer(rendered(document, tokenizer), add_special_tokens=False, verbose=False).input_ids
 
 
-def rendered(document: Document, tokenizer: Any) -> str:
-    """The text of a document; chat messages pass through the model's own template."""
+def rendered(document: Document, tokenizer: Any, *, answering: bool = False) -> str:
+    """The text of a document; chat messages pass through the model's own template.  answering: the model's turn begins at its end."""
     content = document.content
     if isinstance(content, str):
         return content
@@ -80,7 +80,11 @@ def rendered(document: Document, tokenizer: Any) -> str:
     try:
         # A macro takes the place of the function that tells today's date; only plain data may be handed in.
         return tokenizer.apply_chat_template(
-            content, tokenize=False, chat_template=_FIXED_DATE * bool(dates) + template, fixed_dates=dates
+            content,
+            tokenize=False,
+            add_generation_prompt=answering,
+            chat_template=_FIXED_DATE * bool(dates) + template,
+            fixed_dates=dates,
         )
     except TemplateError as error:
         raise UsageError(f"{document.name}: the model's chat template refuses these messages: {error}.") from error

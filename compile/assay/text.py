@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,26 +120,39 @@ def _tag(value: Any, place: str, field: str) -> str:
     raise UsageError(f"{place}: {field!r} must be a text or a whole number: it names a slice.")
 
 
-def _json_lines(path: Path, field: str, tag_field: str | None) -> list[Document]:
-    documents: list[Document] = []
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each line of a JSONL file that is not blank: its place, and what it holds."""
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        place = f"{path}:{number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path}:{number}: not valid JSON ({error}).") from error
-        place = f"{path}:{number}"
-        for wanted in (field, tag_field):
-            if wanted is not None and (not isinstance(row, dict) or wanted not in row):
-                keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
-                raise UsageError(f"{place}: there is no field {wanted!r}; the line has: {keys}.")
-        tag = None if tag_field is None else _tag(row[tag_field], place, tag_field)
-        documents.append(Document(f"{path.name}:{number}", _content(row[field], place, field), tag))
+            raise UsageError(f"{place}: not valid JSON ({error}).") from error
+        yield place, row
+
+
+def field_of(row: Any, field: str, place: str) -> Any:
+    """The value of a field; UsageError says which there are."""
+    if not isinstance(row, dict) or field not in row:
+        keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
+        raise UsageError(f"{place}: there is no field {field!r}; the line has: {keys}.")
+    return row[field]
+
+
+def _json_lines(path: Path, field: str, tag_field: str | None) -> list[Document]:
+    documents: list[Document] = []
+    for place, row in json_rows(path):
+        value = field_of(row, field, place)
+        tag = None if tag_field is None else _tag(field_of(row, tag_field, place), place, tag_field)
+        name = f"{path.name}:{place.rpartition(':')[2]}"
+        documents.append(Document(name, contents(value, place, field), tag))
     return documents
 
 
-def _content(value: Any, place: str, field: str) -> str | Messages:
+def contents(value: Any, place: str, field: str) -> str | Messages:
+    """A text, or chat messages."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(
@@ -181,5 +194,5 @@ def _hub_dataset(source: HubDataset) -> list[Document]:
     for index, (value, tag) in enumerate(zip(rows[source.field], tags, strict=False)):
         place = f"{source.name}#{index}"
         named = None if tag_field is None else _tag(tag, place, tag_field)
-        documents.append(Document(f"{source.name}/{source.split}#{index}", _content(value, place, source.field), named))
+        documents.append(Document(f"{source.name}/{source.split}#{index}", contents(value, place, source.field), named))
     return documents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +23,16 @@ class Generated:
     token_seconds: tuple[float, ...]
 
 
+# Picks the next token by its scores, float32 [vocabulary]; None ends the text.
+Pick = Callable[[NDArray[np.float32]], int | None]
+
+
 class Runtime(Protocol):
-    """A model loaded for one runtime on this machine."""
+    """A model loaded for one runtime on this machine.  ends: the tokens that end its text."""
 
     name: str
     context_length: int
+    ends: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """Token ids by the tokenizer that this runtime serves with."""
@@ -46,6 +52,10 @@ class Runtime(Protocol):
 
     def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
         """Exactly `new_tokens` greedy tokens after the prompt, each with its time; `stops`: only those before the end of text."""
+        ...
+
+    def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
+        """At most `new_tokens` tokens after the prompt, each picked by its scores and fed back alone, as when served."""
         ...
 
 
@@ -73,6 +83,11 @@ def runtime_version(name: str) -> str:
         return f"{name} {metadata.version(name)}"
     except metadata.PackageNotFoundError as error:
         raise UsageError(f"the runtime {name} is not installed: pip install 'assay[compile,cpu]'.") from error
+
+
+def end_tokens(declared: int | list[int] | None) -> frozenset[int]:
+    """The tokens that end a text, as a model's configuration has them: one, several, or none."""
+    return frozenset([] if declared is None else declared if isinstance(declared, list) else [declared])
 
 
 def check_length(tokens: int, new_tokens: int, context_length: int) -> None:

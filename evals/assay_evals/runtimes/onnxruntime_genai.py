@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from assay.artifact import refuse_code
 from assay.errors import AssayError, IntegrityError
 from assay.files import read_json
-from assay_evals.runtimes.base import Generated, check_length, runtime_version
+from assay_evals.runtimes.base import Generated, Pick, check_length, end_tokens, runtime_version
 
 # The package loads its names from a compiled module at run time: the type checker cannot see them.
 og: Any = onnxruntime_genai
@@ -27,7 +27,9 @@ class OnnxRuntimeGenaiRuntime:
         self.name = runtime_version("onnxruntime-genai")
         try:
             refuse_code(directory)
-            self.context_length = int(read_json(directory / "genai_config.json")["model"]["context_length"])
+            config = read_json(directory / "genai_config.json")["model"]
+            self.context_length = int(config["context_length"])
+            self.ends = end_tokens(config["eos_token_id"])
             self._model = og.Model(str(directory))
             self._tokenizer = og.Tokenizer(self._model)
         except IntegrityError:
@@ -72,6 +74,23 @@ class OnnxRuntimeGenaiRuntime:
         tokens = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
         # The token that ends the text is no part of the sequence.
         return Generated(tuple(tokens), tuple(seconds[: len(tokens)]))
+
+    def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
+        check_length(len(prompt), new_tokens, self.context_length)
+        generator = self._generator(len(prompt) + new_tokens)
+        tokens: list[int] = []
+        seconds: list[float] = []
+        started = time.perf_counter()
+        step = prompt
+        while len(tokens) < new_tokens:
+            generator.append_tokens(np.array([step], dtype=np.int32))
+            token = pick(np.asarray(generator.get_logits(), dtype=np.float32)[0, -1])
+            if token is None:
+                break
+            tokens.append(token)
+            seconds.append(time.perf_counter() - started)
+            step = [token]
+        return Generated(tuple(tokens), tuple(seconds))
 
     def _generator(self, max_length: int, **options: Any) -> Any:
         params = og.GeneratorParams(self._model)

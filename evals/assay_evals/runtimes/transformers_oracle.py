@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from assay.errors import AssayError
 from assay.models.dequantized import dequantize
-from assay_evals.runtimes.base import Generated, check_length, runtime_version
+from assay_evals.runtimes.base import Generated, Pick, check_length, end_tokens, runtime_version
 
 
 class TransformersRuntime:
@@ -39,8 +39,7 @@ class TransformersRuntime:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise AssayError(f"{directory}: transformers cannot load it: {error}") from error
         self.context_length = int(self._model.config.max_position_embeddings)
-        ends = self._model.generation_config.eos_token_id
-        self._ends: set[int] = set(ends) if isinstance(ends, list) else {ends}
+        self.ends = end_tokens(self._model.generation_config.eos_token_id)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
@@ -64,16 +63,23 @@ class TransformersRuntime:
             rows.append(output.logits[0, -1].float())
         return torch.stack(rows).numpy()
 
-    @torch.inference_mode()
     def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
+        def greedy(scores: NDArray[np.float32]) -> int | None:
+            token = int(scores.argmax())
+            return None if stops and token in self.ends else token
+
+        return self.generate_picked(prompt, new_tokens, greedy)
+
+    @torch.inference_mode()
+    def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []
         seconds: list[float] = []
         step, cache = torch.tensor([prompt]), self._cache()
         started = time.perf_counter()
         for _ in range(new_tokens):
-            token = int(self._model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax())
-            if stops and token in self._ends:
+            token = pick(self._model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].float().numpy())
+            if token is None:
                 break
             tokens.append(token)
             seconds.append(time.perf_counter() - started)
