@@ -379,6 +379,78 @@ def test_a_text_too_short_for_the_last_look_is_refused_before_anything_is_built(
     assert not [stage for stage in (tmp_path / "artifacts/cache").glob("*") if stage.name.startswith("quantize")]
 
 
+def test_structured_output_is_measured_when_it_is_asked_for_and_kept(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    choice = {"enum": ["a", "b"], "x-guidance": {"whitespace_flexible": False}}
+    lines = [{"prompt": f"Choose {number}:", "schema": choice, "expected": "a"} for number in range(4)]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"items": {"source": "jsonl", "path": "items.jsonl"}, "samples": 4, "new_tokens": 8}
+    evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}], "structured": settings}
+    recipe = make_recipe(tmp_path, evaluate=evaluate, gate={"kl_divergence": {"max": 1.0}})
+    outcome = compile_(recipe, tmp_path / "artifacts")
+    assert outcome.verdict.verdict == "PASS", outcome.verdict.reasons
+    found = {row.metric: row for row in outcome.verdict.reported}
+    # A random model writes no JSON by itself, and what it is made to write is valid.
+    assert (found["structured.valid"].candidate, found["structured.enforced.valid"].candidate) == (0, 1)
+    assert found["structured.enforced.correct"].n == 4 and found["structured.first_use"].n == 4
+    rows = (outcome.run / "evidence/quality.jsonl").read_bytes()
+    assert compile_(recipe, tmp_path / "artifacts").run.joinpath("evidence/quality.jsonl").read_bytes() == rows
+    cached = [path.name for path in (tmp_path / "artifacts/cache").iterdir() if path.name.startswith("structured-")]
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(line | {"expected": "b"}) for line in lines))
+    compile_(recipe, tmp_path / "artifacts")
+    again = [path.name for path in (tmp_path / "artifacts/cache").iterdir() if path.name.startswith("structured-")]
+    assert len(again) > len(cached) > 0
+
+
+def test_another_look_at_structured_output_asks_for_further_items_only(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"prompt": "Choose:", "schema": {"enum": ["a", "b"]}}
+    (tmp_path / "items.jsonl").write_text("\n".join([json.dumps(line)] * 4))
+    settings = {"items": {"source": "jsonl", "path": "items.jsonl"}, "samples": 2, "new_tokens": 8}
+    evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}], "structured": settings}
+
+    def rows(looks: int) -> list[str]:
+        recipe = make_recipe(tmp_path, evaluate=evaluate | {"looks": looks}, gate={"kl_divergence": {"max": 1.0}})
+        lines = (compile_(recipe, tmp_path / "artifacts").run / "evidence/quality.jsonl").read_text().splitlines()
+        return [line for line in lines if json.loads(line)["kind"] == "structured"]
+
+    monkeypatch.setattr("assay_evals.evaluate._undecided", lambda _: ["structured.correct"])
+    first, second = rows(1), rows(2)
+    # The times are those of the first look.
+    assert len(first) == 2 and len(second) == 4 and second[:2] == first
+    with pytest.raises(UsageError, match=r"items\.jsonl has 4 items; the recipe asks for 8"):
+        rows(3)
+
+
+@pytest.mark.parametrize(
+    ("line", "parts", "message"),
+    [
+        ({"schema": {"type": "text"}}, {}, r"items\.jsonl:1: 'schema' is no JSON Schema"),
+        ({"expected": 3}, {}, r"items\.jsonl:1: 'expected' is not valid by its own schema"),
+        ({}, {"samples": 5}, r"items\.jsonl has 4 items; the recipe asks for 5"),
+        ({"prompt": "word " * 300}, {}, r"the prompt of items\.jsonl:1 has \d+ tokens; with 8 new ones"),
+        (
+            {"expected": None},
+            {"gate": {"max_drop": 0.1}},
+            r"max_drop needs items that say what is right; 0 of the 4 do",
+        ),
+    ],
+)
+def test_structured_output_that_could_not_be_measured_is_refused_before_anything_is_built(
+    tmp_path: Path, make_recipe: MakeRecipe, line: Any, parts: Any, message: str
+) -> None:
+    good = {"prompt": "Choose:", "schema": {"enum": ["a", "b"]}, "expected": "a"}
+    (tmp_path / "items.jsonl").write_text("\n".join([json.dumps(good | line)] * 4))
+    structured = {"items": {"source": "jsonl", "path": "items.jsonl"}, "samples": 4, "new_tokens": 8} | parts
+    gate = structured.pop("gate", None)
+    evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}], "structured": structured}
+    gates = {"kl_divergence": {"max": 1.0}} | ({"structured": gate} if gate else {})
+    recipe = make_recipe(tmp_path, evaluate=evaluate, gate=gates)
+    with pytest.raises(UsageError, match=message):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not list((tmp_path / "artifacts").glob("cache/*"))
+
+
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:
     before = sorted(own.registry.rglob("*"))
     held = compile_(own.recipe, own.workspace, publishing=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,15 @@ def test_a_stage_that_was_changed_is_to_do(recipe: Path, tmp_path: Path) -> None
     run = compile_recipe(loaded, recipe.parent, space).run
     (run / "artifact/config.json").write_text("{}")
     assert "compile" not in cached(plan(recipe, tmp_path))
+
+
+def test_structured_output_is_a_stage_where_it_is_asked_for(recipe: Path, tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "Choose:", "schema": {"enum": ["a", "b"]}})
+    (recipe.parent / "items.jsonl").write_text(f"{line}\n" * 20)
+    asked = "evaluate.structured={{items: {{source: jsonl, path: items.jsonl}}, samples: {}, new_tokens: 8}}"
+    few, many = (plan(recipe, tmp_path, asked.format(samples)) for samples in (2, 20))
+    assert [stage.name for stage in few.stages] == [*STAGES, "structured"]
+    assert few.stages[-1].seconds < many.stages[-1].seconds
 
 
 def test_the_size_is_near_that_of_the_artifact(recipe: Path, workspace: Path) -> None:

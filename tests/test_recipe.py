@@ -292,6 +292,21 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "23: unknown key 'peak_memory'; allowed: kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement.",
         ),
         (
+            "  kl_divergence: {max: 0.1}",
+            "  kl_divergence: {max: 0.1}\n  structured: {max_new_invalid: 0}",
+            "23: the gate structured has no measurement; add structured: {} to evaluate.",
+        ),
+        (
+            "  quality:\n",
+            "  structured: {samples: 1}\n  quality:\n",
+            "16: evaluate.structured.samples is 1; it must be greater than or equal to 2.",
+        ),
+        (
+            "  quality:\n",
+            "  structured: {items: {source: json}}\n  quality:\n",
+            "16: evaluate.structured.items.source is 'json' (did you mean 'jsonl'?); allowed: extraction, jsonl.",
+        ),
+        (
             "hf:org/name\n  revision: main",
             "./model.gguf\n  dequantize: true",
             "5: a GGUF file is always made float first; remove this line.",
@@ -302,6 +317,18 @@ def test_a_mistake_is_named_with_its_line_and_what_is_allowed(file: Path, old: s
     found = refused(file, changed(old, new))
     assert problem in found
     assert len(found) <= 2
+
+
+def test_a_gate_of_structured_output_asks_for_something_and_is_of_quality(file: Path) -> None:
+    measured = changed("  quality:\n", "  structured: {}\n  quality:\n")
+    only = measured.replace("  kl_divergence: {max: 0.1}\n", "  structured: {max_new_invalid: 0, max_drop: 0.1}\n")
+    declared = load(file, only).gate.declared()
+    assert [criterion.model_dump() for name, criterion in declared.items() if name.startswith("structured.")] == [
+        {"max_new_invalid": 0},
+        {"max_drop": 0.1},
+    ]
+    nothing = measured.replace("  kl_divergence: {max: 0.1}\n", "  structured: {}\n  kl_divergence: {max: 0.1}\n")
+    assert "23: this gate asks for nothing; add max_new_invalid or max_drop." in refused(file, nothing)
 
 
 def test_an_empty_list_of_metrics_is_refused(file: Path) -> None:
@@ -416,7 +443,7 @@ def test_every_gate_names_a_metric_that_can_be_measured() -> None:
         for definition in schema["$defs"].values()
         if "metric" in definition.get("properties", {})
     }
-    assert set(Gate.model_fields) - {"slices"} == metrics
+    assert set(Gate.model_fields) - {"slices", "structured"} == metrics
     assert set(QUALITY_GATES) == set(QualityGates.model_fields) < metrics
 
 

@@ -68,6 +68,12 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         if shape.context_length and length > shape.context_length:
             message = f"length {length} exceeds the model's context of {shape.context_length} tokens."
             problems.append(document.problem((place, "length"), message))
+    structured = recipe.evaluate.structured
+    if structured and shape.context_length and structured.new_tokens >= shape.context_length:
+        message = (
+            f"{structured.new_tokens} new tokens leave no room in the model's context of {shape.context_length} tokens."
+        )
+        problems.append(document.problem(("evaluate", "structured"), message))
     for kind, metrics in (("quality", recipe.evaluate.quality), ("speed", recipe.evaluate.speed)):
         for index, metric in enumerate(metrics):
             asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)

@@ -34,6 +34,8 @@ _QUANTIZE_EFFICIENCY = 0.55
 _SCORING_EFFICIENCY = 0.45
 _DECODE_BYTES_PER_SECOND = 12e9
 _PROCESS_SECONDS = 3.0
+# What an answer in JSON takes, prompt included, in decoded tokens; both arms write each twice.
+_ANSWER_TOKENS = 64
 _LIBRARIES_BYTES = 600_000_000
 
 
@@ -129,6 +131,8 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     steps = sum(one.prompts * one.new_tokens for one in evaluation.quality if isinstance(one, GreedyAgreementMetric))
     # Both arms, of which the candidate's weights are no larger.
     scoring += 2 * steps * float_bytes / _DECODE_BYTES_PER_SECOND
+    structured = evaluation.structured
+    written = 4 * structured.samples * min(structured.new_tokens, _ANSWER_TOKENS) if structured else 0
     timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
     prompts = max((getattr(metric, "prompt_tokens", 0) for metric in evaluation.speed), default=0)
     new = max((getattr(metric, "new_tokens", 0) for metric in evaluation.speed), default=0)
@@ -140,6 +144,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
         "compile": 2 + float_bytes / 1e8,
         "quality": _PROCESS_SECONDS + scoring,
         "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if timed else 0.0,
+        **({"structured": _PROCESS_SECONDS + written * float_bytes / _DECODE_BYTES_PER_SECOND} if structured else {}),
     }
 
 

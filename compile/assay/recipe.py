@@ -279,6 +279,33 @@ SpeedMetric = Annotated[
 ]
 
 
+class Extraction(Strict):
+    """Short notes that ship with Assay, whose facts are to be given as JSON; for models with a chat template."""
+
+    source: Literal["extraction"]
+
+
+class StructuredJsonLines(Strict):
+    """A local JSONL file: on each line a prompt (a text, or chat messages), a JSON Schema, and where known what is right."""
+
+    source: Literal["jsonl"]
+    path: Annotated[str, Field(min_length=1, description="relative to the recipe")]
+    prompt_field: Annotated[str, Field(min_length=1)] = "prompt"
+    schema_field: Annotated[str, Field(min_length=1)] = "schema"
+    expected_field: Annotated[
+        str, Field(min_length=1, description="the right object, or some of its properties; a line may do without")
+    ] = "expected"
+
+
+class Structured(Strict):
+    """Output that has to follow a JSON Schema: what both arms write on their own, and with the schema enforced."""
+
+    items: Annotated[Extraction | StructuredJsonLines, Field(discriminator="source")] = Extraction(source="extraction")
+    samples: Annotated[int, Field(ge=2, le=1_000_000_000, description="the first items, this many")] = 50
+    new_tokens: Count = 256
+    ordered_arrays: Annotated[bool, Field(description="whether the order of an expected array matters")] = True
+
+
 class Baseline(Strict):
     """What the candidate is compared with: the same model on the same runtime, unquantized."""
 
@@ -292,6 +319,7 @@ class Evaluate(Strict):
     text: Text = PythonDocs(source="python-docs")
     length: Annotated[Length, Field(description="tokens per evaluation window")] = 512
     quality: Annotated[tuple[QualityMetric, ...], Field(min_length=1)]
+    structured: Structured | None = None
     speed: tuple[SpeedMetric, ...] = ()
     blocks: Annotated[int, Field(ge=3, description="ABBA blocks of four fresh processes each")] = 8
     looks: Annotated[
@@ -311,9 +339,13 @@ class Evaluate(Strict):
             counts = {name: getattr(metric, name, 0) * factor for name in ("tokens", "samples", "prompts")}
             return metric.model_copy(update={name: count for name, count in counts.items() if count})
 
-        return self.model_copy(
-            update={"quality": tuple(more(metric) for metric in self.quality), "blocks": self.blocks * factor}
-        )
+        changed: dict[str, Any] = {
+            "quality": tuple(more(metric) for metric in self.quality),
+            "blocks": self.blocks * factor,
+        }
+        if self.structured is not None:
+            changed["structured"] = self.structured.model_copy(update={"samples": self.structured.samples * factor})
+        return self.model_copy(update=changed)
 
 
 class MaxDrop(Strict):
@@ -346,6 +378,30 @@ class MaxRatio(Strict):
     max_ratio: Annotated[float, Field(gt=0)]
 
 
+class MaxNewInvalid(Strict):
+    """At most this many outputs that were valid from the baseline may be invalid from the candidate."""
+
+    max_new_invalid: Annotated[float, Field(ge=0)]
+
+
+class StructuredGates(Strict):
+    """What must hold of structured output without enforcement, which would hide the damage."""
+
+    max_new_invalid: Annotated[
+        int | None, Field(ge=0, description="outputs that were valid from the baseline and are not from the candidate")
+    ] = None
+    max_drop: Annotated[float | None, Field(gt=0, lt=1, description="of the share of right outputs")] = None
+
+    def declared(self) -> dict[str, Strict]:
+        """Metric name → its criterion."""
+        found: dict[str, Strict] = {}
+        if self.max_new_invalid is not None:
+            found["structured.new_invalid"] = MaxNewInvalid(max_new_invalid=float(self.max_new_invalid))
+        if self.max_drop is not None:
+            found["structured.correct"] = MaxDrop(max_drop=self.max_drop)
+        return found
+
+
 class QualityGates(Strict):
     """What must hold of quality."""
 
@@ -356,13 +412,20 @@ class QualityGates(Strict):
 
     def declared(self) -> dict[str, Strict]:
         """Metric name → its criterion, in the order of the schema."""
-        found = {name: getattr(self, name) for name in type(self).model_fields if name != "slices"}
-        return {name: value for name, value in found.items() if value is not None}
+        found: dict[str, Strict] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, StructuredGates):
+                found |= value.declared()
+            elif value is not None and name != "slices":
+                found[name] = value
+        return found
 
 
 class Gate(QualityGates):
     """What must hold for a PASS. Every gate named here has to pass; a metric without a gate is only reported."""
 
+    structured: StructuredGates | None = None
     decode_tokens_per_second: MinSpeedup | None = None
     time_to_first_token: MaxRatio | None = None
     peak_memory: MaxRatio | None = None

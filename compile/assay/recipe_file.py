@@ -41,11 +41,16 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         problems.append(document.problem(location, message))
 
     measured = {metric.metric for metric in (*recipe.evaluate.quality, *recipe.evaluate.speed)}
+    structured = recipe.gate.structured.declared() if recipe.gate.structured else {}
+    if recipe.gate.structured and not structured:
+        add(("gate", "structured"), "this gate asks for nothing; add max_new_invalid or max_drop.")
+    if recipe.gate.structured and not recipe.evaluate.structured:
+        add(("gate", "structured"), "the gate structured has no measurement; add structured: {} to evaluate.")
     for name in recipe.gate.declared():
-        if name not in measured:
+        if name not in measured and name not in structured:
             where = "quality" if name in QUALITY_GATES else "speed"
             add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
-    if not any(name in QUALITY_GATES for name in recipe.gate.declared()):
+    if not any(name in QUALITY_GATES or name in structured for name in recipe.gate.declared()):
         add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}.")
     for name in recipe.gate.slices.declared() if recipe.gate.slices else ():
         if name not in measured:

@@ -17,7 +17,7 @@ from assay.errors import UsageError
 from assay.host import code_digest, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.progress import Progress
-from assay.recipe import QUALITY_GATES
+from assay.recipe import QUALITY_GATES, Structured
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
@@ -28,6 +28,7 @@ from assay_evals.evidence import (
     QualityRow,
     RecipeUsed,
     SpeedRun,
+    StructuredRow,
     TextUsed,
     Window,
     read_evidence,
@@ -37,14 +38,16 @@ from assay_evals.gate import judge
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
-from assay_evals.runtimes.base import open_runtime, runtime_version
+from assay_evals.runtimes.base import end_tokens, open_runtime, runtime_version
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
+from assay_evals.structured.constraint import Enforcer, enforcing_library
 from assay_evals.verdict import Verdict
 from assay_evals.wording import SLICE, words
 
 _ROWS = "rows"
 _QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.runtimes")
+_STRUCTURED_CODE = ("assay_evals.evaluate", "assay_evals.structured", "assay_evals.runtimes")
 _SPEED_CODE = ("assay_evals.evaluate", "assay_evals.speed", "assay_evals.runtimes")
 SPEED_MEASUREMENTS = "speed_measurements"
 
@@ -53,17 +56,21 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
     """Write the evidence on the built candidate to `destination`.  fresh: measure again although cached."""
     comparison, looks = _Comparison.of(job, workspace), job.recipe.evaluate.looks
     quality, speed = comparison.quality(workspace, 1, fresh), comparison.speed(workspace, 1, fresh)
+    structured = comparison.structured(workspace, 1, fresh)
     for look in range(2, looks + 1):
-        undecided = _undecided(judge(comparison.together(quality, speed)))
+        undecided = _undecided(judge(comparison.together(quality, speed, structured)))
         if not undecided:
             break
         told = ", ".join(words(metric).label for metric in undecided)
         workspace.progress.note(f"evaluate: not settled yet: {told}; look {look} of {looks}, at twice the samples")
+        written = [metric for metric in undecided if metric.startswith("structured.")]
         if any(metric in QUALITY_GATES for metric in undecided):
             quality = comparison.quality(workspace, look, fresh)
-        if any(metric not in QUALITY_GATES for metric in undecided):
+        if any(metric not in QUALITY_GATES and metric not in written for metric in undecided):
             speed = comparison.speed(workspace, look, fresh)
-    found = comparison.together(quality, speed)
+        if written:
+            structured = comparison.structured(workspace, look, fresh)
+    found = comparison.together(quality, speed, structured)
     return write_evidence(destination, found.header, found.quality, found.runs)
 
 
@@ -86,15 +93,42 @@ def check_evaluation(job: Job) -> None:
     passages = select_passages(documents, tokenizer, last)
     select_prompts(passages, last)
     _requests(job, documents, tokenizer)
+    if last.structured is not None:
+        _check_structured(job, last.structured, tokenizer)
     unseen = disjoint_texts(job.tokens.tolist(), [passage.tokens for passage in passages])
     if not unseen.passed:
         raise UsageError(f"evaluate.text was calibrated on: {unseen.detail} Use another text for one of the two.")
 
 
-def measure_stages(job: Job, workspace: Workspace) -> tuple[Stage, Stage]:
-    """The quality stage and the speed stage of the two built artifacts, at the first look."""
+def _check_structured(job: Job, settings: Structured, tokenizer: Any) -> None:
+    """UsageError when structured output could not be measured: libraries, items, prompts that are too long, nothing that is right."""
+    enforcing_library()
+    # jsonschema is in an extra; what needs it is imported where it is known to be there.
+    from assay_evals.structured.items import load_items, prompt_tokens
+
+    items, longest = load_items(settings, job.base), job.checkpoint.shape.context_length
+    for item in items:
+        length = len(prompt_tokens(item, tokenizer))
+        if not length or (longest and length + settings.new_tokens > longest):
+            raise UsageError(
+                f"evaluate.structured: the prompt of {item.name} has {length:,} tokens; with {settings.new_tokens:,} new ones it must fit "
+                f"the model's context of {longest:,}, and it must have one. Shorten it, or lower new_tokens."
+            )
+    gate = job.recipe.gate.structured
+    known = sum(item.expected is not None for item in items)
+    if gate is not None and gate.max_drop is not None and known < 2:
+        raise UsageError(
+            f"gate.structured.max_drop needs items that say what is right; {known} of the {len(items):,} do. Give them "
+            "an expected object, or remove max_drop."
+        )
+    Enforcer(tokenizer, end_tokens(tokenizer.eos_token_id))
+
+
+def measure_stages(job: Job, workspace: Workspace) -> tuple[Stage, ...]:
+    """The quality stage and the speed stage of the two built artifacts, and that of structured output if any, at the first look."""
     comparison = _Comparison.of(job, workspace)
-    return comparison.quality_stage(1), comparison.speed_stage(1)
+    stages = (comparison.quality_stage(1), comparison.speed_stage(1))
+    return stages if job.recipe.evaluate.structured is None else (*stages, comparison.structured_stage(1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +199,41 @@ class _Comparison:
 
         return read_evidence(workspace.build(stage, make, again=fresh) / _ROWS)
 
-    def together(self, quality: Evidence, speed: Evidence) -> Evidence:
-        """Both as one."""
+    def structured_stage(self, look: int) -> Stage:
+        from assay_evals.structured.items import items_digest, load_items
+
+        settings = self.structured_settings(look)
+        # Its times are this machine's.
+        asked = {
+            "settings": settings.model_dump(mode="json"),
+            "items": items_digest(load_items(settings, self.job.base)),
+            "enforced_by": enforcing_library(),
+            "machine": machine_facts(),
+        }
+        return Stage("structured", self._facts | asked | {"code": code_digest(*_STRUCTURED_CODE)})
+
+    def structured(self, workspace: Workspace, look: int, fresh: bool) -> tuple[StructuredRow, ...]:
+        """What was written up to a look; the items of the look before are not asked for again."""
+        if self.job.recipe.evaluate.structured is None:
+            return ()
+
+        def make(partial: Path) -> None:
+            earlier: tuple[StructuredRow, ...] = ()
+            if look > 1:
+                earlier = read_evidence(workspace.path(self.structured_stage(look - 1)) / _ROWS).structured
+            rows = self._measure_structured(workspace.progress, look, len(earlier))
+            write_evidence(partial / _ROWS, self.header, (*earlier, *rows), ())
+
+        return read_evidence(workspace.build(self.structured_stage(look), make, again=fresh) / _ROWS).structured
+
+    def structured_settings(self, look: int) -> Structured:
+        return self.job.recipe.evaluate.at(look).structured or Structured()
+
+    def together(self, quality: Evidence, speed: Evidence, structured: tuple[StructuredRow, ...]) -> Evidence:
+        """All as one."""
         text, checks = quality.header.text, quality.header.checks
         header = dataclasses.replace(self.header, text=text, checks=checks, environment=speed.header.environment)
-        return dataclasses.replace(quality, header=header, runs=speed.runs)
+        return dataclasses.replace(quality, header=header, runs=speed.runs, structured=structured)
 
     def _measure_quality(
         self, progress: Progress, look: int, earlier: Evidence | None
@@ -201,6 +265,20 @@ class _Comparison:
         tags = {one.name: one.tag for one in self.documents if one.tag is not None and one.name in measured}
         text = dataclasses.replace(self.header.text, tags=tags)
         return dataclasses.replace(self.header, checks=checks, text=text), rows
+
+    def _measure_structured(self, progress: Progress, look: int, known: int) -> Iterator[StructuredRow]:
+        """known: how many of the items were measured before."""
+        from assay_evals.structured.items import load_items, prompt_tokens
+        from assay_evals.structured.measure import WritingArm, measure_structured
+
+        settings, tokenizer = self.structured_settings(look), load_tokenizer(self.job.checkpoint.directory)
+        arms: list[WritingArm] = []
+        for directory in (self.baseline, self.candidate):
+            runtime = open_runtime(self.runtime, directory)
+            arms.append(WritingArm(runtime, Enforcer(load_tokenizer(directory), runtime.ends)))
+        items = load_items(settings, self.job.base)[known:]
+        asked = [(item, prompt_tokens(item, tokenizer)) for item in items]
+        return measure_structured(arms[0], arms[1], asked, settings, progress)
 
     def _measure_speed(self, progress: Progress, look: int) -> Iterator[SpeedRun]:
         requests = _requests(self.job, self.documents, load_tokenizer(self.job.checkpoint.directory))

@@ -2,7 +2,7 @@
 
     evidence/
       evidence.json    what was compared, on which text and machine, by which recipe; digests of the two files below
-      quality.jsonl    one JSON object a line: a window of text, or a cloze question
+      quality.jsonl    one JSON object a line: a window of text, a cloze question, a continuation or a structured output
       speed.jsonl      one JSON object a line: a fresh process
 
 A measurement that is not a finite number is kept as null, here None: it never passes for a number, and the gate makes
@@ -182,6 +182,53 @@ class Continuation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Written:
+    """What one arm wrote for a prompt with a schema.  cut_off: it reached the limit.  correct: None where nothing is expected."""
+
+    __pydantic_config__ = _STRICT
+    tokens: int
+    cut_off: bool
+    parsed: bool
+    valid: bool
+    correct: bool | None
+    text: str
+
+    def __post_init__(self) -> None:
+        if (self.valid and not self.parsed) or (self.correct and not self.valid):
+            raise ValueError("only JSON can be valid, and only what is valid can be correct")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredRow:
+    """A prompt with a JSON Schema, answered by both arms, on their own and with the schema enforced.
+
+    refused: why the schema cannot be enforced; then nothing is.  compile_seconds, step_seconds: what enforcing took on the candidate,
+    before the first token and at each one after it.
+    """
+
+    __pydantic_config__ = _STRICT
+    kind: Literal["structured"] = "structured"
+    item: str
+    prompt: str
+    schema: str
+    expected: str | None
+    refused: str | None
+    baseline: Written
+    candidate: Written
+    baseline_enforced: Written | None
+    candidate_enforced: Written | None
+    compile_seconds: Measured
+    step_seconds: tuple[Measured, ...]
+
+    def __post_init__(self) -> None:
+        written = [one for one in (self.baseline_enforced, self.candidate_enforced) if one is not None]
+        if len(written) != (2 if self.refused is None else 0):
+            raise ValueError("both arms write with the schema enforced, or it is said why none does")
+        if len({one.correct is None for one in (self.baseline, self.candidate, *written)}) > 1:
+            raise ValueError("what is correct is known for all outputs of an item, or for none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One request: seconds from the request to each new token."""
 
@@ -213,15 +260,16 @@ class Evidence:
     runs: tuple[SpeedRun, ...]
     digest: str
     continuations: tuple[Continuation, ...] = ()
+    structured: tuple[StructuredRow, ...] = ()
 
     @property
     def quality(self) -> tuple[QualityRow, ...]:
         """All that was measured of quality, as quality.jsonl has it."""
-        return (*self.windows, *self.clozes, *self.continuations)
+        return (*self.windows, *self.clozes, *self.continuations, *self.structured)
 
 
 _HEADER = TypeAdapter(Header)
-QualityRow = Window | Cloze | Continuation
+QualityRow = Window | Cloze | Continuation | StructuredRow
 _QUALITY: TypeAdapter[QualityRow] = TypeAdapter(Annotated[QualityRow, Field(discriminator="kind")])
 _SPEED = TypeAdapter(SpeedRun)
 
@@ -253,6 +301,7 @@ def read_evidence(directory: Path) -> Evidence:
         windows=tuple(row for row in quality if isinstance(row, Window)),
         clozes=tuple(row for row in quality if isinstance(row, Cloze)),
         continuations=tuple(row for row in quality if isinstance(row, Continuation)),
+        structured=tuple(row for row in quality if isinstance(row, StructuredRow)),
         runs=tuple(runs),
         digest=sha256_bytes(header_bytes),
     )

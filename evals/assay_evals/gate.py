@@ -21,6 +21,7 @@ from assay_evals.evidence import Check, Evidence
 from assay_evals.findings import UnmeasurableError
 from assay_evals.slices import TAG, sliced, slices_of
 from assay_evals.statistics import binomial_lower
+from assay_evals.structured import findings as structured
 from assay_evals.validity import checks_of
 from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
 from assay_evals.wording import SAME_ARM
@@ -33,6 +34,11 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "top1_agreement": lambda evidence: [quality.top1_agreement(evidence)],
     "cloze_accuracy": lambda evidence: [quality.cloze_accuracy(evidence)],
     "greedy_agreement": lambda evidence: [quality.greedy_agreement(evidence)],
+    "structured.new_invalid": lambda evidence: [structured.new_invalid(evidence)],
+    "structured.valid": lambda evidence: [structured.valid(evidence)],
+    "structured.correct": lambda evidence: [structured.correct(evidence)],
+    "structured.details": structured.details,
+    "structured.cost": structured.cost,
     "decode_tokens_per_second": lambda evidence: [*speed.decode_tokens_per_second(evidence)],
     "time_to_first_token": lambda evidence: [*speed.time_to_first_token(evidence)],
     "peak_memory": lambda evidence: [*speed.peak_memory(evidence)],
@@ -64,7 +70,7 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         if isinstance(found[metric], list)
     }
     gates += _slice_gates((recipe.gate if gate is None else gate).slices, slices)
-    checks = (*checks_of(evidence), _all_measured(evidence, found), *_sensitive(declared, found["cloze_accuracy"]))
+    checks = (*checks_of(evidence), _all_measured(evidence, found), *_sensitive(declared, found))
     verdict = overall(gates, checks)
     return Verdict(
         verdict=verdict,
@@ -115,6 +121,7 @@ def _all_measured(evidence: Evidence, found: dict[str, list[Row] | str]) -> Chec
     """Every metric that the recipe names was measured, gated or not."""
     evaluate = evidence.header.recipe.evaluate
     named = [metric.metric for metric in (*evaluate.quality, *evaluate.speed)]
+    named += ["structured.valid"] if evaluate.structured else []
     missing: dict[str, list[str]] = {}
     for metric in named:
         if isinstance(reason := found[metric], str):
@@ -124,26 +131,30 @@ def _all_measured(evidence: Evidence, found: dict[str, list[Row] | str]) -> Chec
     return Check(name="every metric measured", passed=not missing, detail=detail)
 
 
-def _sensitive(declared: dict[str, Strict], cloze: list[Row] | str) -> list[Check]:
-    """Whether a loss of the declared margin could show: a baseline that answers almost nothing has little to lose."""
-    criterion = declared.get("cloze_accuracy")
-    if not isinstance(criterion, MaxDrop) or isinstance(cloze, str) or cloze[0].baseline is None:
-        return []
-    row, margin = cloze[0], criterion.max_drop
-    right = round(cloze[0].baseline * row.n)
+def _sensitive(declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> list[Check]:
+    """Whether a loss of the declared margin could show: a baseline that is almost never right has little to lose."""
+    return [
+        _headroom(metric, criterion.max_drop, measured[0])
+        for metric, criterion in declared.items()
+        if isinstance(criterion, MaxDrop) and not isinstance(measured := found[metric], str)
+    ]
+
+
+def _headroom(metric: str, margin: float, row: Row) -> Check:
+    right = round((row.baseline or 0.0) * row.n)
     least = binomial_lower(right, row.n, quality.ALPHA)
-    detail = (
-        f"The baseline answers {right:,} of {row.n:,} questions right, at least {100 * least:.1f}% of such questions"
-    )
+    what = "questions" if metric == "cloze_accuracy" else "items"
+    name = "a loss would show" if metric == "cloze_accuracy" else f"a loss would show in {metric}"
+    detail = f"The baseline answers {right:,} of {row.n:,} {what} right, at least {100 * least:.1f}% of such {what}"
     passed = least >= HEADROOM * margin
     if passed:
         detail += f"; a loss of {100 * margin:g} points would show."
     else:
         detail += (
             f". A loss of {100 * margin:g} points can only be told apart from its own mistakes when that is {HEADROOM} times as much: "
-            "declare a smaller max_drop, or evaluate on text that the model knows better."
+            f"declare a smaller max_drop, or evaluate on {'text' if what == 'questions' else what} that the model knows better."
         )
-    return [Check(name="a loss would show", passed=passed, detail=detail)]
+    return Check(name=name, passed=passed, detail=detail)
 
 
 def _other_recipe(digest: str, gate: Gate) -> str:

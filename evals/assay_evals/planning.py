@@ -7,7 +7,7 @@ assumptions are stated with every answer. A plan is a forecast: the gate never r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assay.recipe import (
     ClozeAccuracyMetric,
@@ -70,11 +70,16 @@ def plan_gates(evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None =
 def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumptions) -> Reach:
     rule: dict[str, float] = criterion.model_dump()
     limit, alpha = limit_of(rule).value, quality.ALPHA / evaluate.looks
+    if evaluate.structured is not None and metric == "structured.new_invalid":
+        return _new_invalid(rule, evaluate.structured.samples, alpha)
+    if evaluate.structured is not None and metric == "structured.correct":
+        alone = replace(assumed, design_effect=1.0)
+        return _accuracy(metric, rule, (evaluate.structured.samples, "items"), alpha, alone)
     for declared in evaluate.quality:
         if declared.metric != metric:
             continue
         if isinstance(declared, ClozeAccuracyMetric):
-            return _cloze(rule, declared.samples, alpha, assumed)
+            return _accuracy(metric, rule, (declared.samples, "questions"), alpha, assumed)
         if isinstance(declared, KlDivergenceMetric):
             return _divergence(rule, declared.tokens, alpha, assumed)
         if isinstance(declared, GreedyAgreementMetric):
@@ -86,23 +91,34 @@ def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumpti
     return _ratio(metric, rule, limit, evaluate, noise)
 
 
-def _cloze(rule: dict[str, float], samples: int, alpha: float, assumed: Assumptions) -> Reach:
+def _new_invalid(rule: dict[str, float], samples: int, alpha: float) -> Reach:
+    """A count is exact; what it shows of the rate is said."""
+    most = binomial_upper(0, samples, alpha)
+    sentence = (
+        f"The count is exact. Were all {samples:,} outputs valid from both arms, that would show a rate of at most {100 * most:.1f}% "
+        f"({100 * (1 - alpha):g}% confidence)."
+    )
+    return Reach("structured.new_invalid", rule, samples, 0.0, True, sentence)
+
+
+def _accuracy(metric: str, rule: dict[str, float], asked: tuple[int, str], alpha: float, assumed: Assumptions) -> Reach:
     """A candidate without any true loss must show a loss below the margin: M ≥ (caution · z + z) √(ρ · deff / n)."""
 
     def smallest_with(count: int) -> float:
         error = math.sqrt(assumed.discordance * assumed.design_effect / count)
         return max(_resolved(error, alpha, assumed), binomial_upper(0, count, alpha))
 
+    samples, unit = asked
     (margin,) = rule.values()
     smallest = smallest_with(samples)
-    found = f"{samples:,} questions resolve {100 * smallest:.2f} points"
+    found = f"{samples:,} {unit} resolve {100 * smallest:.2f} points"
     basis = f"(assuming that {100 * assumed.discordance:g}% of answers flip, design effect {assumed.design_effect:g})"
     advice = ""
     if smallest > margin:
         # The first term falls as 1/√n and the exact bound faster, so this count is enough for both.
         needed = _hundreds(samples * (smallest / margin) ** 2)
-        advice = f" The margin is {100 * margin:g} points: ask for about {needed:,} questions."
-    return Reach("cloze_accuracy", rule, samples, smallest, smallest <= margin, f"{found} {basis}.{advice}")
+        advice = f" The margin is {100 * margin:g} points: ask for about {needed:,} {unit}."
+    return Reach(metric, rule, samples, smallest, smallest <= margin, f"{found} {basis}.{advice}")
 
 
 def _divergence(rule: dict[str, float], tokens: int, alpha: float, assumed: Assumptions) -> Reach:

@@ -76,6 +76,8 @@ def _samples(evidence: Evidence) -> Check:
                 short.append(f"{len(evidence.clozes):,} of {metric.samples:,} cloze questions")
         elif tokens < metric.tokens:
             short.append(f"{tokens:,} of {metric.tokens:,} tokens for {metric.metric}")
+    if evaluate.structured and len(evidence.structured) < evaluate.structured.samples:
+        short.append(f"{len(evidence.structured):,} of {evaluate.structured.samples:,} structured outputs")
     blocks = len({run.block for run in evidence.runs})
     if any(metric.metric != "size_on_disk" for metric in evaluate.speed) and blocks < evaluate.blocks:
         short.append(f"{blocks} of {evaluate.blocks} blocks of processes")
@@ -91,6 +93,7 @@ def _measured_once(evidence: Evidence) -> Check:
         *_repeated("window", ((row.document, row.window) for row in evidence.windows)),
         *_repeated("cloze question", ((row.document, row.window, row.position) for row in evidence.clozes)),
         *_repeated("continuation", ((row.document, row.window) for row in evidence.continuations)),
+        *_repeated("structured output", (row.item for row in evidence.structured)),
         *_repeated("process", ((row.block, row.position) for row in evidence.runs)),
     ]
     if repeated:
@@ -111,6 +114,11 @@ def _numbers(evidence: Evidence) -> Check:
             wrong.append(f"{place} has a value that is not a finite number")
         elif any(value is not None and value < -KL_ROUNDING for value in window.kl):
             wrong.append(f"{place} has a KL divergence below zero")
+    for row in evidence.structured:
+        # Without a schema that compiles there is nothing to time.
+        times = [] if row.refused is not None else [row.compile_seconds, *row.step_seconds]
+        if any(value is None or value <= 0 for value in times):
+            wrong.append(f"the enforced output of {row.item!r} has a time that is not a number above zero")
     for run in evidence.runs:
         place = f"process {run.position} of block {run.block}"
         times = [run.load_seconds, *(seconds for item in run.generations for seconds in item.token_seconds)]

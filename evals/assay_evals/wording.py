@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "plain"]
+Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "count", "plain"]
 Difference = Literal["points", "factor", "itself"]
 SAME_ARM, SLICE = ".same_arm", "@"
 MOST_DIGITS = 8
@@ -33,6 +33,18 @@ METRICS: dict[str, Words] = {
     "greedy_agreement.together": Words("tokens before continuations part", "plain", "itself", True),
     "greedy_agreement.unstopped": Words("continuations cut off by the limit", "share", "points", False),
     "greedy_agreement.length": Words("length of continuations", "plain", "factor", True),
+    "structured.new_invalid": Words("outputs newly invalid", "count", "itself", False),
+    "structured.parsed": Words("output is JSON", "share", "points", True),
+    "structured.valid": Words("output follows its schema", "share", "points", True),
+    "structured.correct": Words("output is right", "share", "points", True),
+    "structured.cut_off": Words("output cut off by the limit", "share", "points", False),
+    "structured.compiled": Words("schemas that can be enforced", "share", "itself", True),
+    "structured.enforced.parsed": Words("enforced output is JSON", "share", "points", True),
+    "structured.enforced.valid": Words("enforced output follows its schema", "share", "points", True),
+    "structured.enforced.correct": Words("enforced output is right", "share", "points", True),
+    "structured.enforced.cut_off": Words("enforced output cut off by the limit", "share", "points", False),
+    "structured.cost": Words("enforcing a schema, per token", "seconds", "itself", False),
+    "structured.first_use": Words("first use of a schema", "seconds", "itself", False),
     "decode_tokens_per_second": Words("decode speed", "tokens per second", "factor", True),
     "time_to_first_token": Words("time to first token", "seconds", "factor", False),
     "peak_memory": Words("peak memory", "bytes", "factor", False),
@@ -69,9 +81,11 @@ def value(metric: str, number: float | None) -> str:
     if unit == "tokens per second":
         return f"{number:.1f} tok/s"
     if unit == "seconds":
-        return f"{number:.2f} s" if number >= 1 else f"{1000 * number:.1f} ms"
+        return f"{number:.2f} s" if number >= 1 else f"{1000 * number:.{1 if number >= 0.01 else 2}f} ms"
     if unit == "bytes":
         return _bytes(number)
+    if unit == "count":
+        return f"{number:,.0f}"
     return f"{number:.3f}"
 
 
@@ -175,14 +189,15 @@ def _unit(metric: str) -> str:
         return "×"
     if found.difference == "points":
         return " points"
-    return {"share": "%", "nats": " nats"}.get(found.unit, "")
+    return {"share": "%", "nats": " nats", "seconds": " ms"}.get(found.unit, "")
 
 
 def _number(metric: str, number: float, digits: int) -> str:
     found = words(metric)
     if found.difference == "points":
         return _signed(100 * number, digits)
-    return f"{100 * number if found.unit == 'share' and found.difference == 'itself' else number:.{digits}f}"
+    scale = {"share": 100, "seconds": 1000}.get(found.unit, 1) if found.difference == "itself" else 1
+    return f"{scale * number:.{digits}f}"
 
 
 def _digits(metric: str, numbers: tuple[float, ...], limit: float | None) -> int:
@@ -200,6 +215,8 @@ def _usual_digits(metric: str, number: float) -> int:
     found = words(metric)
     if found.difference == "factor":
         return 3 if number < 1.05 else 2 if number < 100 else 0
+    if found.unit in ("seconds", "count"):
+        return 2 if found.unit == "seconds" else 0
     return 4 if found.unit == "nats" else 1
 
 

@@ -107,7 +107,7 @@ def test_consequences_are_plain_phrases(metric: str, number: float, text: str) -
 
 def test_every_metric_of_a_verdict_has_words(good: Evidence) -> None:
     verdict = judge(good)
-    assert set(Gate.model_fields) - {"slices"} <= set(wording.METRICS)
+    assert set(Gate.model_fields) - {"slices", "structured"} <= set(wording.METRICS)
     for row in (*verdict.gates, *verdict.reported):
         assert wording.words(row.metric).label
         assert wording.headline(row.metric, row.difference or 0.0)[0]

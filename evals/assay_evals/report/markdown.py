@@ -13,7 +13,7 @@ from typing import Any
 from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
 from assay_evals.evidence import Check, Evidence
-from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, row_view, slice_views, summary
+from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, ending, row_view, slice_views, summary, worth
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -38,6 +38,7 @@ def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, An
         _details("Checks", _bullets(_check(check) for check in verdict.checks)),
         _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
         _flips(evidence),
+        _outputs(evidence),
         _details("What was compared", _facts(verdict, evidence)),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -87,6 +88,25 @@ def _flips(evidence: Evidence) -> str:
     return _details(
         f"The {len(rows)} worst of the answers that became wrong",
         _table(("text", "expected", "baseline", "candidate"), rows),
+    )
+
+
+def _outputs(evidence: Evidence) -> str:
+    """The worst of the structured outputs that are worse from the candidate, both beside each other."""
+    rows = [
+        (
+            ending(row.prompt, _LONGEST_TEXT),
+            clip(row.schema, _LONGEST_TEXT),
+            f"{worth(row.baseline)}: {clip(row.baseline.text, _LONGEST_TEXT)}",
+            f"{worth(row.candidate)}: {clip(row.candidate.text, _LONGEST_TEXT)}",
+        )
+        for row in worst_disagreements(evidence, FLIPS).outputs
+    ]
+    if not rows:
+        return ""
+    return _details(
+        f"The {len(rows)} worst of the structured outputs that became worse",
+        _table(("prompt", "schema", "baseline", "candidate"), rows),
     )
 
 

@@ -16,11 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from assay_evals import wording
-from assay_evals.disagreements import mean_divergence, worst_disagreements
+from assay_evals.disagreements import mean_divergence, worse_outputs, worst_disagreements
 from assay_evals.evidence import Continuation, Continued, Evidence
 from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
-from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, row_view, slice_views, summary
+from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, ending, row_view, slice_views, summary, worth
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -76,12 +76,17 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         ],
         continuations_total=len(evidence.continuations),
         parted_total=sum(not row.alike for row in evidence.continuations),
+        outputs=worst.outputs[:FLIPS],
+        outputs_worse=len(worse_outputs(evidence)),
+        outputs_total=len(evidence.structured),
         windows=[
             (window, divergence_strip(window, largest), mean_divergence(window)) for window in worst.windows[:WINDOWS]
         ],
         environment=_flat(evidence.header.environment),
         lock=clip(json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False, default=str), LONGEST_JSON),
         shorten=lambda text: clip(text, LONGEST_TEXT),
+        ending=lambda text: ending(text, LONGEST_TEXT),
+        worth=worth,
         percent=percent,
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from assay_evals import wording
 from assay_evals.comparison import Contrast
+from assay_evals.evidence import Written
 from assay_evals.verdict import Outcome, Row, Verdict
 from assay_evals.wording import SLICE
 
@@ -107,6 +108,20 @@ def _in_brackets(row: Row) -> str:
 
 def clip(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest:,} more characters)"
+
+
+def worth(written: Written) -> str:
+    """What a structured output is, in a word or two."""
+    if not written.parsed:
+        return "cut off" if written.cut_off else "not JSON"
+    if not written.valid:
+        return "not valid"
+    return {None: "valid", True: "right", False: "valid but wrong"}[written.correct]
+
+
+def ending(text: str, longest: int) -> str:
+    """The end of a text, where a prompt says what it asks."""
+    return text if len(text) <= longest else f"… {text[-longest:]}"
 
 
 def capital(text: str) -> str:
