@@ -15,7 +15,7 @@ import numpy as np
 from assay_evals.evidence import Evidence, StructuredRow, Written
 from assay_evals.findings import UnmeasurableError, finding
 from assay_evals.quality_findings import ALPHA, CONFIDENCE, alpha_of, paired_accuracy
-from assay_evals.statistics import Groups, binomial_lower, binomial_upper, clustered_mean, skewed_interval
+from assay_evals.statistics import Groups, binomial_lower, binomial_upper, cautious_interval, clustered_mean
 from assay_evals.verdict import Row
 
 _Pair = tuple[Written, Written]
@@ -103,7 +103,7 @@ def _seconds(metric: str, items: Sequence[Sequence[float]]) -> Row:
         metric,
         arms=(None, mean),
         difference=mean,
-        interval=skewed_interval(groups, CONFIDENCE),
+        interval=cautious_interval(groups, CONFIDENCE),
         confidence=CONFIDENCE,
         samples=groups.samples,
         clusters=groups.clusters,

@@ -234,6 +234,12 @@ def test_the_worst_outputs_come_first_and_are_shown_in_every_report(good: Eviden
     for text in ("What is 3?", "level 0", "valid but wrong"):
         assert text in html and text in comment
     assert "4 of 6 outputs are worse" in html and "What is 4?" not in html + comment
+    assert "Median 0.50 ms, from 0.40 to 0.60 ms." in html
+    unlike = replace(structured[0], refused="no such keyword", baseline_enforced=None, candidate_enforced=None)
+    refused = replace(evidence, structured=(unlike, *structured[1:]))
+    assert "1 of 6 schemas cannot be enforced. item-000: no such keyword" in page.render(
+        judge(refused), refused, {}, {}
+    )
     assert "Structured output" not in page.render(judge(good), good, {}, {})
 
 
