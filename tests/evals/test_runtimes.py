@@ -93,6 +93,26 @@ def test_generation_takes_the_likeliest_token_each_time(
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("cached", [1, 7, len(PROMPT) - 1])
+def test_a_prefix_in_the_cache_changes_nothing_but_the_time(
+    opened: Callable[[str], Runtime], name: str, cached: int
+) -> None:
+    runtime = opened(name)
+    for prompt in (PROMPT, PROMPT[::-1]):
+        found = runtime.generate(prompt, 9, cached=cached)
+        assert found.tokens == runtime.generate(prompt, 9).tokens
+        assert len(found.token_seconds) == 9
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_only_what_is_not_in_the_cache_takes_time(opened: Callable[[str], Runtime], name: str) -> None:
+    runtime, prompt = opened(name), (PROMPT * 30)[: CONTEXT - 2]
+    cold = min(runtime.generate(prompt, 1).token_seconds[0] for _ in range(9))
+    hit = min(runtime.generate(prompt, 1, cached=len(prompt) - 1).token_seconds[0] for _ in range(9))
+    assert hit < cold / 2
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
 def test_each_token_has_its_time(opened: Callable[[str], Runtime], name: str) -> None:
     seconds = opened(name).generate(PROMPT, 20).token_seconds
     assert seconds[0] > 0

@@ -50,8 +50,12 @@ class Runtime(Protocol):
         """The scores after each token from `start` on, fed one at a time after the others: float32 [len(tokens) − start, vocabulary]."""
         ...
 
-    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
-        """Exactly `new_tokens` greedy tokens after the prompt, each with its time; `stops`: only those before the end of text."""
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False, cached: int = 0) -> Generated:
+        """Exactly `new_tokens` greedy tokens after the prompt, each with its time.
+
+        stops: only those before the end of text.  cached: how many of the prompt's first tokens an earlier request, which went on
+        differently after them, left in the cache before the time starts.
+        """
         ...
 
     def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:

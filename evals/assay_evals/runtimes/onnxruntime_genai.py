@@ -59,13 +59,15 @@ class OnnxRuntimeGenaiRuntime:
             rows.append(np.array(generator.get_output("logits"), dtype=np.float32)[0, -1])
         return np.stack(rows)
 
-    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False, cached: int = 0) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         length = len(prompt) + new_tokens
         generator = self._generator(length, **({} if stops else {"min_length": length}))
+        if cached:
+            self._leave_in_cache(generator, prompt[:cached])
         seconds: list[float] = []
         started = time.perf_counter()
-        generator.append_tokens(np.array([prompt], dtype=np.int32))
+        generator.append_tokens(np.array([prompt[cached:]], dtype=np.int32))
         for _ in range(new_tokens):
             generator.generate_next_token()
             seconds.append(time.perf_counter() - started)
@@ -91,6 +93,15 @@ class OnnxRuntimeGenaiRuntime:
             seconds.append(time.perf_counter() - started)
             step = [token]
         return Generated(tuple(tokens), tuple(seconds))
+
+    @staticmethod
+    def _leave_in_cache(generator: Any, prefix: list[int]) -> None:
+        """What an earlier request leaves: it went on after the prefix, so that something has to be forgotten."""
+        generator.append_tokens(np.array([prefix], dtype=np.int32))
+        for _ in range(2):
+            # The cache holds a token once the next one is computed from it.
+            generator.generate_next_token()
+        generator.rewind_to(len(prefix))
 
     def _generator(self, max_length: int, **options: Any) -> Any:
         params = og.GeneratorParams(self._model)

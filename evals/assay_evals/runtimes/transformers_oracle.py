@@ -63,19 +63,24 @@ class TransformersRuntime:
             rows.append(output.logits[0, -1].float())
         return torch.stack(rows).numpy()
 
-    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False) -> Generated:
+    def generate(self, prompt: list[int], new_tokens: int, *, stops: bool = False, cached: int = 0) -> Generated:
         def greedy(scores: NDArray[np.float32]) -> int | None:
             token = int(scores.argmax())
             return None if stops and token in self.ends else token
 
-        return self.generate_picked(prompt, new_tokens, greedy)
+        return self._continue(prompt, new_tokens, greedy, cached)
+
+    def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
+        return self._continue(prompt, new_tokens, pick, cached=0)
 
     @torch.inference_mode()
-    def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
+    def _continue(self, prompt: list[int], new_tokens: int, pick: Pick, cached: int) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []
         seconds: list[float] = []
-        step, cache = torch.tensor([prompt]), self._cache()
+        step, cache = torch.tensor([prompt[cached:]]), self._cache()
+        if cached:
+            self._leave_in_cache(cache, prompt[:cached])
         started = time.perf_counter()
         for _ in range(new_tokens):
             token = pick(self._model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].float().numpy())
@@ -85,6 +90,12 @@ class TransformersRuntime:
             seconds.append(time.perf_counter() - started)
             step = torch.tensor([[token]])
         return Generated(tuple(tokens), tuple(seconds))
+
+    def _leave_in_cache(self, cache: Any, prefix: list[int]) -> None:
+        """What an earlier request leaves: it went on after the prefix, so that something has to be forgotten."""
+        token = self._model(torch.tensor([prefix]), past_key_values=cache, logits_to_keep=1).logits[0, -1].argmax()
+        self._model(token.reshape(1, 1), past_key_values=cache, logits_to_keep=1)
+        cache.crop(-1)
 
     def _cache(self) -> Any:
         if self._cache_scales:
