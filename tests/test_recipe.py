@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from assay.errors import EXIT_USAGE, RecipeError
-from assay.recipe import QUALITY_GATES, Gate, QualityGates, Recipe
+from assay.recipe import QUALITY_GATES, Gate, QualityGates, Recipe, TimeToFirstTokenMetric
 from assay.recipe_errors import MAX_PROBLEMS
 from assay.recipe_file import load_recipe
 
@@ -105,7 +105,10 @@ def test_a_checkpoint_may_name_the_engine_that_is_to_serve_it(file: Path, target
     assert (silent.format, silent.engine, named.engine) == (target, None, "vllm")
 
 
-METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_disk"
+METRICS = (
+    "decode_tokens_per_second, inter_token_latency, time_per_output_token, end_to_end_latency, time_to_first_token, "
+    "prefill_tokens_per_second, prefix_reuse, energy_per_output_token, load_time, peak_memory, size_on_disk"
+)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +188,7 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "{metric: decode_tokens_per_second}",
             "decode_tokens_per_second",
             "20: evaluate.speed.0 is 'decode_tokens_per_second'; it must be a mapping with keys from: metric, "
-            "prompt_tokens, new_tokens.",
+            "prompt_tokens, new_tokens, prefix_tokens.",
         ),
         ("[latest, v1.0]", "latest", "24: publish.tags is 'latest'; it must be a list."),
         # Out of range
@@ -307,6 +310,58 @@ METRICS = "decode_tokens_per_second, time_to_first_token, peak_memory, size_on_d
             "16: evaluate.structured.items.source is 'json' (did you mean 'jsonl'?); allowed: extraction, jsonl.",
         ),
         (
+            "{metric: decode_tokens_per_second}",
+            "{metric: decode_tokens_per_second}\n    - {metric: time_to_first_token, prompt_tokens: [64, 256, 64]}",
+            "21: the prompt length 64 is there already; remove one of the two.",
+        ),
+        (
+            "{metric: decode_tokens_per_second}",
+            "{metric: decode_tokens_per_second}\n    - {metric: time_to_first_token, prompt_tokens: []}",
+            "21: evaluate.speed.1.prompt_tokens is empty; list at least 1.",
+        ),
+        (
+            "{metric: decode_tokens_per_second}",
+            "{metric: decode_tokens_per_second}\n    - {metric: time_to_first_token, prompt_tokens: [64, many]}",
+            "21: evaluate.speed.1.prompt_tokens.1 is 'many'; it must be a valid integer.",
+        ),
+        (
+            "{metric: decode_tokens_per_second}",
+            "{metric: decode_tokens_per_second}\n    - {metric: inter_token_latency, prompt_tokens: [64, 256], new_tokens: 32}",
+            "21: inter_token_latency asks for 32 new tokens after a prompt of 256, decode_tokens_per_second for 64; one request "
+            "serves both, so give them the same new_tokens, or prompts of other lengths.",
+        ),
+        (
+            "{metric: decode_tokens_per_second}",
+            "{metric: decode_tokens_per_second}\n    - {metric: prefix_reuse, prompt_tokens: 64, prefix_tokens: 64}",
+            "21: a prefix of 64 tokens leaves nothing of a prompt of 64 to compute; make it shorter than prompt_tokens.",
+        ),
+        (
+            "  speed:",
+            "  currency: EUR\n  speed:",
+            "19: a currency belongs to a price; add price_per_hour, or remove this line.",
+        ),
+        (
+            "  speed:",
+            "  price_per_hour: 0.1\n  currency: euro\n  speed:",
+            "20: evaluate.currency is 'euro'; write the price's currency as three letters, such as EUR.",
+        ),
+        (
+            "  speed:",
+            "  price_per_hour: 0\n  speed:",
+            "19: evaluate.price_per_hour is 0; it must be greater than 0.",
+        ),
+        (
+            "metric: decode_tokens_per_second}\n",
+            "metric: load_time}\n  price_per_hour: 0.1\n",
+            "21: what tokens cost follows from decode_tokens_per_second, which is not measured; add {metric: "
+            "decode_tokens_per_second} to evaluate.speed, or remove this line.",
+        ),
+        (
+            "decode_tokens_per_second: {min_speedup: 1.5}",
+            "energy_per_output_token: {max_ratio: 0.9}",
+            "23: the gate energy_per_output_token has no measurement; add {metric: energy_per_output_token} to evaluate.speed.",
+        ),
+        (
             "hf:org/name\n  revision: main",
             "./model.gguf\n  dequantize: true",
             "5: a GGUF file is always made float first; remove this line.",
@@ -329,6 +384,18 @@ def test_a_gate_of_structured_output_asks_for_something_and_is_of_quality(file: 
     ]
     nothing = measured.replace("  kl_divergence: {max: 0.1}\n", "  structured: {}\n  kl_divergence: {max: 0.1}\n")
     assert "23: this gate asks for nothing; add max_new_invalid or max_drop." in refused(file, nothing)
+
+
+def test_a_prompt_length_is_a_number_or_a_list(file: Path) -> None:
+    def lengths(text: str) -> tuple[int, ...]:
+        recipe = load(file, TEXT, f"evaluate.speed.0={{metric: time_to_first_token, prompt_tokens: {text}}}", *without)
+        metric = recipe.evaluate.speed[0]
+        assert isinstance(metric, TimeToFirstTokenMetric)
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+        return metric.prompt_tokens
+
+    without = ("gate.decode_tokens_per_second=null",)
+    assert (lengths("64"), lengths("[64]"), lengths("[64, 256, 1024]")) == ((64,), (64,), (64, 256, 1024))
 
 
 def test_an_empty_list_of_metrics_is_refused(file: Path) -> None:

@@ -10,7 +10,7 @@ from assay.errors import Problem, RecipeError, UsageError
 from assay.models.architectures import DecoderShape, LinearShape, already_quantized, decoder_shape, quantized_by
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.recipe import CheckpointTarget, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe
+from assay.recipe import CheckpointTarget, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe, request_lengths
 from assay.recipe_yaml import Document, Location
 from assay.targets import TARGETS
 from assay.targets.refusals import engine_refusals, format_refusals, split_product
@@ -76,7 +76,7 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
         problems.append(document.problem(("evaluate", "structured"), message))
     for kind, metrics in (("quality", recipe.evaluate.quality), ("speed", recipe.evaluate.speed)):
         for index, metric in enumerate(metrics):
-            asked = getattr(metric, "prompt_tokens", 0) + getattr(metric, "new_tokens", 0)
+            asked = max((sum(lengths) for lengths in request_lengths(metric).items()), default=0)
             if shape.context_length and asked > shape.context_length:
                 message = f"a request of {asked} tokens exceeds the model's context of {shape.context_length} tokens."
                 problems.append(document.problem(("evaluate", kind, index), message))

@@ -22,12 +22,13 @@ from assay.progress import Progress
 from assay.quantize.model import held_bytes, walked_models
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.spill import MEMORY_SHARE
-from assay.recipe import GreedyAgreementMetric, Recipe
+from assay.recipe import GreedyAgreementMetric, PrefixReuseMetric, Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
 from assay_evals.evaluate import check_evaluation, measure_stages
 from assay_evals.planning import Reach, plan_gates
+from assay_evals.speed.measure import lengths_of
 
 # Share of the matrix speed that each kind of work reaches, fitted on two cores.
 _QUANTIZE_EFFICIENCY = 0.55
@@ -134,9 +135,13 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     structured = evaluation.structured
     written = 4 * structured.samples * min(structured.new_tokens, _ANSWER_TOKENS) if structured else 0
     timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
-    prompts = max((getattr(metric, "prompt_tokens", 0) for metric in evaluation.speed), default=0)
-    new = max((getattr(metric, "new_tokens", 0) for metric in evaluation.speed), default=0)
-    request = 2 * prompts * 2 * weights / (speed * _SCORING_EFFICIENCY) + new * float_bytes / _DECODE_BYTES_PER_SECOND
+    # Each request is warmed up with another prompt of its length; one that finds its prefix in the cache is computed twice more.
+    reused = {one.prompt_tokens for one in evaluation.speed if isinstance(one, PrefixReuseMetric)}
+    request = sum(
+        (4 if length in reused else 2) * length * 2 * weights / (speed * _SCORING_EFFICIENCY)
+        + new * float_bytes / _DECODE_BYTES_PER_SECOND
+        for length, new in lengths_of(evaluation).items()
+    )
     return {
         "source": 5 + float_bytes / 2e8,
         "quantize": quantize,

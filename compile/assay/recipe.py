@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from assay.files import canonical_json, sha256_bytes
 
@@ -18,6 +18,20 @@ RangeName = Literal["minmax", "mse", "activation_weighted"]
 Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Length = Annotated[int, Field(ge=8, le=131072)]
+NewTokens = Annotated[int, Field(ge=8, le=1_000_000_000)]
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+_COUNT_SCHEMA = {"type": "integer", "exclusiveMinimum": 0, "maximum": 1_000_000_000}
+PromptLengths = Annotated[
+    tuple[Count, ...],
+    BeforeValidator(_as_tuple),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [_COUNT_SCHEMA, {"type": "array", "items": _COUNT_SCHEMA, "minItems": 1}]}),
+]
 
 
 class Strict(BaseModel):
@@ -248,14 +262,67 @@ class DecodeMetric(Strict):
 
     metric: Literal["decode_tokens_per_second"]
     prompt_tokens: Count = 256
-    new_tokens: Annotated[int, Field(ge=8)] = 64
+    new_tokens: NewTokens = 64
+
+
+class InterTokenLatencyMetric(Strict):
+    """Seconds between one token and the next: the mean gap of a process, all requests pooled, and how long the slow ones take."""
+
+    metric: Literal["inter_token_latency"]
+    prompt_tokens: PromptLengths = (256,)
+    new_tokens: NewTokens = 64
+
+
+class TimePerOutputTokenMetric(Strict):
+    """Seconds per token after the first, for each request: (time of the last − time of the first) / (n − 1)."""
+
+    metric: Literal["time_per_output_token"]
+    prompt_tokens: PromptLengths = (256,)
+    new_tokens: NewTokens = 64
+
+
+class EndToEndLatencyMetric(Strict):
+    """Seconds from the request to its last token."""
+
+    metric: Literal["end_to_end_latency"]
+    prompt_tokens: PromptLengths = (256,)
+    new_tokens: NewTokens = 64
 
 
 class TimeToFirstTokenMetric(Strict):
     """Seconds from the request to the first generated token."""
 
     metric: Literal["time_to_first_token"]
+    prompt_tokens: PromptLengths = (256,)
+
+
+class PrefillMetric(Strict):
+    """Tokens of the prompt per second until the first generated token."""
+
+    metric: Literal["prefill_tokens_per_second"]
+    prompt_tokens: PromptLengths = (256,)
+
+
+class PrefixReuseMetric(Strict):
+    """Seconds to the first token when an earlier request left the prompt's first `prefix_tokens` in the cache."""
+
+    metric: Literal["prefix_reuse"]
     prompt_tokens: Count = 256
+    prefix_tokens: Count = 192
+
+
+class EnergyMetric(Strict):
+    """Joules per generated token, by the processor's own counters (RAPL), the prompt's share included."""
+
+    metric: Literal["energy_per_output_token"]
+    prompt_tokens: Count = 256
+    new_tokens: NewTokens = 64
+
+
+class LoadTimeMetric(Strict):
+    """Seconds in which a fresh process loads the model."""
+
+    metric: Literal["load_time"]
 
 
 class PeakMemoryMetric(Strict):
@@ -275,7 +342,18 @@ QualityMetric = Annotated[
     Field(discriminator="metric"),
 ]
 SpeedMetric = Annotated[
-    DecodeMetric | TimeToFirstTokenMetric | PeakMemoryMetric | SizeOnDiskMetric, Field(discriminator="metric")
+    DecodeMetric
+    | InterTokenLatencyMetric
+    | TimePerOutputTokenMetric
+    | EndToEndLatencyMetric
+    | TimeToFirstTokenMetric
+    | PrefillMetric
+    | PrefixReuseMetric
+    | EnergyMetric
+    | LoadTimeMetric
+    | PeakMemoryMetric
+    | SizeOnDiskMetric,
+    Field(discriminator="metric"),
 ]
 
 
@@ -306,6 +384,12 @@ class Structured(Strict):
     ordered_arrays: Annotated[bool, Field(description="whether the order of an expected array matters")] = True
 
 
+def request_lengths(metric: Strict) -> dict[int, int]:
+    """Tokens of the prompt → new tokens, of every request that a metric asks for."""
+    prompts = getattr(metric, "prompt_tokens", ())
+    return dict.fromkeys((prompts,) if isinstance(prompts, int) else prompts, getattr(metric, "new_tokens", 1))
+
+
 class Baseline(Strict):
     """What the candidate is compared with: the same model on the same runtime, unquantized."""
 
@@ -330,6 +414,12 @@ class Evaluate(Strict):
             description="how often the gate may look, at twice the samples each time, while it is INCONCLUSIVE",
         ),
     ] = 1
+    price_per_hour: Annotated[
+        float | None, Field(gt=0, description="of such a machine, to tell what a million tokens cost")
+    ] = None
+    currency: Annotated[
+        str | None, Field(pattern="^[A-Z]{3}$", description="the price's currency as three letters, such as EUR")
+    ] = None
 
     def at(self, look: int) -> Evaluate:
         """What is measured when the gate looks for the n-th time: 2ⁿ⁻¹ times the samples that are declared."""
@@ -427,7 +517,14 @@ class Gate(QualityGates):
 
     structured: StructuredGates | None = None
     decode_tokens_per_second: MinSpeedup | None = None
+    inter_token_latency: MaxRatio | None = None
+    time_per_output_token: MaxRatio | None = None
+    end_to_end_latency: MaxRatio | None = None
     time_to_first_token: MaxRatio | None = None
+    prefill_tokens_per_second: MinSpeedup | None = None
+    prefix_reuse: MaxRatio | None = None
+    energy_per_output_token: MaxRatio | None = None
+    load_time: MaxRatio | None = None
     peak_memory: MaxRatio | None = None
     size_on_disk: MaxRatio | None = None
     slices: Annotated[QualityGates | None, Field(description="what must hold in every slice of evaluate.text.tag")] = (

@@ -14,6 +14,7 @@ from assay.errors import NotSupportedError, Problem, RecipeError
 from assay.files import canonical_json
 from assay.recipe import QUALITY_GATES, CheckpointTarget, GroupedScheme, Override, Recipe, Scheme
 from assay.recipe_errors import explain
+from assay.recipe_speed import speed_contradictions
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
 from assay.registry.reference import local_directory
 
@@ -66,6 +67,7 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         for index, name in enumerate(names):
             if name in names[:index]:
                 add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
+    problems += speed_contradictions(recipe.evaluate, document)
     chosen: list[tuple[Location, Scheme | Override]] = [(("quantize",), recipe.quantize)]
     chosen += [(("quantize", "overrides", index), override) for index, override in enumerate(recipe.quantize.overrides)]
     for location, part in chosen:

@@ -17,10 +17,11 @@ from assay.errors import UsageError
 from assay.host import code_digest, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.progress import Progress
-from assay.recipe import QUALITY_GATES, Structured
+from assay.recipe import QUALITY_GATES, EnergyMetric, Structured
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
+from assay_evals.cost_findings import ENERGY
 from assay_evals.evidence import (
     Arm,
     Evidence,
@@ -39,6 +40,7 @@ from assay_evals.quality.checks import decode_path, disjoint_texts, same_templat
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
 from assay_evals.runtimes.base import end_tokens, open_runtime, runtime_version
+from assay_evals.speed.energy import find_counters
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
 from assay_evals.structured.constraint import Enforcer, enforcing_library
@@ -193,6 +195,8 @@ class _Comparison:
             # Who measures until the numbers please has to show how often.
             count = earlier.header.environment.get(SPEED_MEASUREMENTS, 0) if earlier else 0
             environment = self.header.environment | {SPEED_MEASUREMENTS: count + (look == 1)}
+            if any(isinstance(metric, EnergyMetric) for metric in self.job.recipe.evaluate.speed):
+                environment |= {ENERGY: find_counters().said}
             runs = earlier.runs if earlier and look > 1 else ()
             runs += tuple(self._measure_speed(workspace.progress, look))
             write_evidence(partial / _ROWS, dataclasses.replace(self.header, environment=environment), (), runs)

@@ -230,11 +230,27 @@ class StructuredRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One request: seconds from the request to each new token."""
+    """One request: seconds from the request to each new token.
+
+    first_token: its id.  joules: what the processor took for all of it, where that can be read.
+    """
 
     __pydantic_config__ = _STRICT
     prompt_tokens: int
     token_seconds: tuple[Measured, ...]
+    first_token: int | None = None
+    joules: Measured = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixHit:
+    """The same prompt once more, its first `prefix_tokens` in the cache: seconds to the first new token, and its id."""
+
+    __pydantic_config__ = _STRICT
+    prompt_tokens: int
+    prefix_tokens: int
+    seconds: Measured
+    first_token: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +264,7 @@ class SpeedRun:
     load_seconds: Measured
     peak_memory_bytes: int
     generations: tuple[Generation, ...]
+    prefix_hits: tuple[PrefixHit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

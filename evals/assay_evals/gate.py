@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 
 from assay.files import canonical_json, sha256_bytes
 from assay.recipe import Gate, MaxDrop, QualityGates, Strict
+from assay_evals import cost_findings as cost
+from assay_evals import latency_findings as latency
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
 from assay_evals import wording
@@ -24,7 +26,7 @@ from assay_evals.statistics import binomial_lower
 from assay_evals.structured import findings as structured
 from assay_evals.validity import checks_of
 from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
-from assay_evals.wording import SAME_ARM
+from assay_evals.wording import SAME_ARM, SLICE, is_control
 
 # A baseline must be known to answer this many times the margin right.
 HEADROOM = 3
@@ -40,9 +42,10 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "structured.details": structured.details,
     "structured.cost": structured.cost,
     "decode_tokens_per_second": lambda evidence: [*speed.decode_tokens_per_second(evidence)],
-    "time_to_first_token": lambda evidence: [*speed.time_to_first_token(evidence)],
+    **latency.MEASURES,
+    **cost.MEASURES,
     "peak_memory": lambda evidence: [*speed.peak_memory(evidence)],
-    "size_on_disk": lambda evidence: [speed.size_on_disk(evidence)],
+    "size_on_disk": speed.size_on_disk,
     "kl_divergence.tail": quality.kl_tail,
     "perplexity": lambda evidence: [quality.perplexity(evidence)],
     "cloze_disagreement": lambda evidence: [quality.cloze_disagreement(evidence)],
@@ -61,8 +64,10 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
     recipe = evidence.header.recipe
     declared = (recipe.gate if gate is None else gate).declared()
     found = {metric: _measured(metric, evidence) for metric in _MEASURES}
-    gates = tuple(_gate_row(metric, criterion.model_dump(), found[metric]) for metric, criterion in declared.items())
+    gates = tuple(row for metric, criterion in declared.items() for row in _gate_rows(metric, criterion, found[metric]))
+    gated = {row.metric for row in gates}
     rows = [row for measured in found.values() if isinstance(measured, list) for row in measured]
+    rows += [_unmeasured(metric, reason) for metric, reason in _not_to_be_had(evidence, declared, found).items()]
     slices = {
         sliced(metric, name): _renamed(sliced(metric, name), _measured(metric, part))
         for name, part in slices_of(evidence).items()
@@ -70,7 +75,7 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         if isinstance(found[metric], list)
     }
     gates += _slice_gates((recipe.gate if gate is None else gate).slices, slices)
-    checks = (*checks_of(evidence), _all_measured(evidence, found), *_sensitive(declared, found))
+    checks = (*checks_of(evidence), _all_measured(evidence, declared, found), *_sensitive(declared, found))
     verdict = overall(gates, checks)
     return Verdict(
         verdict=verdict,
@@ -79,11 +84,20 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         recipe=recipe.digest if gate in (None, recipe.gate) else _other_recipe(recipe.digest, gate),
         evidence=evidence.digest,
         gates=gates,
-        reported=tuple(row for row in rows if row.metric not in declared),
+        reported=tuple(row for row in rows if row.metric not in gated),
         slices=tuple(row for measured in slices.values() if isinstance(measured, list) for row in measured),
         checks=checks,
         reasons=_reasons(verdict, gates, checks),
     )
+
+
+def _gate_rows(metric: str, criterion: Strict, found: list[Row] | str) -> list[GateRow]:
+    """What one gate makes of its metric: a row for each length that it was measured at, which is mostly one."""
+    rule = criterion.model_dump()
+    if isinstance(found, str):
+        return [_gate_row(metric, rule, found)]
+    names = [row.metric for row in found if row.metric.partition(SLICE)[0] == metric and not is_control(row.metric)]
+    return [_gate_row(name, rule, [row for row in found if row.metric in (name, name + SAME_ARM)]) for name in names]
 
 
 def _renamed(metric: str, found: list[Row] | str) -> list[Row] | str:
@@ -117,18 +131,32 @@ def _reasons(verdict: Outcome, gates: tuple[GateRow, ...], checks: tuple[Check, 
     )
 
 
-def _all_measured(evidence: Evidence, found: dict[str, list[Row] | str]) -> Check:
-    """Every metric that the recipe names was measured, gated or not."""
+def _named(evidence: Evidence) -> list[str]:
+    """The metrics that the recipe names, gated or not."""
     evaluate = evidence.header.recipe.evaluate
     named = [metric.metric for metric in (*evaluate.quality, *evaluate.speed)]
-    named += ["structured.valid"] if evaluate.structured else []
+    return [*named, "structured.valid"] if evaluate.structured else named
+
+
+def _not_to_be_had(
+    evidence: Evidence, declared: dict[str, Strict], found: dict[str, list[Row] | str]
+) -> dict[str, str]:
+    """Metrics of the recipe that this machine cannot measure and no gate needs, each with the reason."""
+    asked = [metric for metric in _named(evidence) if metric in cost.MACHINE_PERMITTING and metric not in declared]
+    return {metric: reason for metric in asked if isinstance(reason := found[metric], str)}
+
+
+def _all_measured(evidence: Evidence, declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> Check:
+    """Every metric that the recipe names was measured, gated or not, where the machine can measure it at all."""
+    named, without = _named(evidence), _not_to_be_had(evidence, declared, found)
     missing: dict[str, list[str]] = {}
     for metric in named:
         if isinstance(reason := found[metric], str):
             missing.setdefault(reason, []).append(metric)
     sentences = [f"{', '.join(metrics)}: {reason}" for reason, metrics in missing.items()]
     detail = " ".join(sentences) or f"All {len(named)} metrics of the recipe were measured."
-    return Check(name="every metric measured", passed=not missing, detail=detail)
+    passed = all(metric in without for metrics in missing.values() for metric in metrics)
+    return Check(name="every metric measured", passed=passed, detail=detail)
 
 
 def _sensitive(declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> list[Check]:
@@ -189,7 +217,11 @@ def _gate_row(metric: str, criterion: dict[str, float], found: list[Row] | str) 
 
 def _invalid_row(metric: str, criterion: dict[str, float], reason: str) -> GateRow:
     (margin,) = criterion.values()
-    return GateRow(
+    return GateRow(**asdict(_unmeasured(metric, reason)), criterion=criterion, margin=margin, verdict="INVALID")
+
+
+def _unmeasured(metric: str, reason: str) -> Row:
+    return Row(
         metric=metric,
         baseline=None,
         candidate=None,
@@ -200,9 +232,6 @@ def _invalid_row(metric: str, criterion: dict[str, float], reason: str) -> GateR
         clusters=None,
         minimum_detectable=None,
         reason=reason,
-        criterion=criterion,
-        margin=margin,
-        verdict="INVALID",
     )
 
 

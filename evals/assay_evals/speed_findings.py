@@ -17,8 +17,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar, get_args
 
-from assay.recipe import DecodeMetric, TimeToFirstTokenMetric
+from assay.recipe import DecodeMetric, Strict
 from assay_evals.evidence import Evidence, Generation, SpeedRun
 from assay_evals.findings import UnmeasurableError, bounded_exp, finding
 from assay_evals.statistics import (
@@ -72,52 +73,35 @@ def blocks_of(evidence: Evidence) -> list[Block]:
 
 def decode_tokens_per_second(evidence: Evidence) -> tuple[Row, Row]:
     """Tokens per second after the first: (n − 1) / (t_n − t_1)."""
-    metric = next((item for item in evidence.header.recipe.evaluate.speed if isinstance(item, DecodeMetric)), None)
-    if metric is None:
-        raise UnmeasurableError("The recipe does not measure decode_tokens_per_second, so its lengths are unknown.")
+    metric = declared(evidence, DecodeMetric)
 
     def rate(generation: Generation) -> float:
-        times = _times(generation)
-        if len(times) != metric.new_tokens:
-            raise UnmeasurableError(
-                f"A request for {metric.new_tokens} new tokens gave {len(times)}: it stopped early or ran over."
-            )
-        return (len(times) - 1) / (times[-1] - times[0])
+        seconds = all_times(generation, metric.new_tokens)
+        return (len(seconds) - 1) / (seconds[-1] - seconds[0])
 
-    return _ratio("decode_tokens_per_second", evidence, lambda run: _per_request(run, metric.prompt_tokens, rate))
-
-
-def time_to_first_token(evidence: Evidence) -> tuple[Row, Row]:
-    """Seconds from the request to the first new token: t_1."""
-    speed = evidence.header.recipe.evaluate.speed
-    metric = next((item for item in speed if isinstance(item, TimeToFirstTokenMetric)), None)
-    if metric is None:
-        raise UnmeasurableError("The recipe does not measure time_to_first_token, so its prompt is unknown.")
-    prompt_tokens = metric.prompt_tokens
-    return _ratio(
-        "time_to_first_token",
-        evidence,
-        lambda run: _per_request(run, prompt_tokens, lambda generation: _times(generation)[0]),
-    )
+    return ratio("decode_tokens_per_second", evidence, lambda run: per_request(run, metric.prompt_tokens, rate))
 
 
 def peak_memory(evidence: Evidence) -> tuple[Row, Row]:
     """Peak resident bytes of a process that loads the model and generates."""
-    return _ratio("peak_memory", evidence, lambda run: float(run.peak_memory_bytes))
+    return ratio("peak_memory", evidence, lambda run: float(run.peak_memory_bytes))
 
 
 def load_time(evidence: Evidence) -> tuple[Row, Row]:
     """Seconds that a fresh process takes to load the model."""
-    return _ratio("load_time", evidence, lambda run: run.load_seconds)
+    return ratio("load_time", evidence, lambda run: run.load_seconds)
 
 
-def size_on_disk(evidence: Evidence) -> Row:
-    """Bytes of all files of each artifact: an exact number, so its interval is the number itself."""
+def size_on_disk(evidence: Evidence) -> list[Row]:
+    """Bytes of all files of each artifact, and the bits of a quantized weight: exact numbers, each its own interval."""
     sizes = (evidence.header.baseline.size_bytes, evidence.header.candidate.size_bytes)
     if min(sizes) <= 0:
         raise UnmeasurableError(f"The artifacts are said to have {sizes[0]} and {sizes[1]} bytes.")
-    ratio = sizes[1] / sizes[0]
-    return finding("size_on_disk", arms=(*sizes,), difference=ratio, interval=(ratio, ratio), samples=1)
+    share, bits = sizes[1] / sizes[0], evidence.header.candidate.bits_per_weight
+    found = [finding("size_on_disk", arms=(*sizes,), difference=share, interval=(share, share), samples=1)]
+    if bits is not None:
+        found.append(finding("bits_per_weight", arms=(None, bits), difference=bits, interval=(bits, bits), samples=1))
+    return found
 
 
 def noise_tolerance(limit: float) -> float:
@@ -140,17 +124,29 @@ def too_noisy(control: Row, limit: float) -> str:
     )
 
 
-def _ratio(metric: str, evidence: Evidence, measure: Callable[[SpeedRun], float | None]) -> tuple[Row, Row]:
+Metric = TypeVar("Metric", bound=Strict)
+
+
+def declared(evidence: Evidence, kind: type[Metric]) -> Metric:
+    """The metric as the recipe declares it; UnmeasurableError where it does not."""
+    for metric in evidence.header.recipe.evaluate.speed:
+        if isinstance(metric, kind):
+            return metric
+    (name,) = get_args(kind.model_fields["metric"].annotation)
+    raise UnmeasurableError(f"The recipe does not measure {name}, so its lengths are unknown.")
+
+
+def ratio(metric: str, evidence: Evidence, measure: Callable[[SpeedRun], float | None]) -> tuple[Row, Row]:
     """The row of candidate / baseline, and that of its A/A control."""
     blocks = blocks_of(evidence)
     if len(blocks) < 2:
         raise UnmeasurableError(f"There are {len(blocks)} blocks of processes; spread between blocks needs two.")
     pairs = [(_pair(block.baseline, measure), _pair(block.candidate, measure)) for block in blocks]
     arms = [[math.log(value) for pair in pairs for value in pair[arm]] for arm in (0, 1)]
-    ratio = plain_mean([block_log_ratio(*pair) for pair in pairs])
+    change = plain_mean([block_log_ratio(*pair) for pair in pairs])
     drift = plain_mean([same_arm_log_ratio(*pair) for pair in pairs])
     alpha = alpha_of(evidence)
-    low, high = t_interval(ratio, 1 - 2 * alpha)
+    low, high = t_interval(change, 1 - 2 * alpha)
     drift_low, drift_high = t_interval(drift, CONFIDENCE)
     notes = _outlier_notes(arms)
     if not drift_low <= 0 <= drift_high:
@@ -160,12 +156,12 @@ def _ratio(metric: str, evidence: Evidence, measure: Callable[[SpeedRun], float 
     row = finding(
         metric,
         arms=(bounded_exp(math.fsum(arms[0]) / len(arms[0])), bounded_exp(math.fsum(arms[1]) / len(arms[1]))),
-        difference=bounded_exp(ratio.mean),
+        difference=bounded_exp(change.mean),
         interval=(bounded_exp(low), bounded_exp(high)),
         confidence=1 - 2 * alpha,
         samples=4 * len(blocks),
         clusters=len(blocks),
-        minimum_detectable=bounded_exp(detectable(ratio.standard_error, ratio.degrees, alpha)),
+        minimum_detectable=bounded_exp(detectable(change.standard_error, change.degrees, alpha)),
         reason=" ".join(notes),
     )
     control = finding(
@@ -191,28 +187,47 @@ def _positive(run: SpeedRun, number: float | None) -> float:
     return number
 
 
-def _per_request(run: SpeedRun, prompt_tokens: int, measure: Callable[[Generation], float]) -> float:
-    """The geometric mean over a process's requests of this prompt length; all of them count."""
+Found = TypeVar("Found")
+
+
+def each_request(run: SpeedRun, prompt_tokens: int, measure: Callable[[Generation], Found]) -> list[Found]:
+    """What each of a process's requests of this prompt length gives; UnmeasurableError, which says where, when there is none."""
     matching = [generation for generation in run.generations if generation.prompt_tokens == prompt_tokens]
     place = f"Block {run.block}, process {run.position} ({run.arm})"
     if not matching:
         raise UnmeasurableError(f"{place}: no request with a prompt of {prompt_tokens} tokens.")
     try:
-        return math.exp(math.fsum(math.log(measure(generation)) for generation in matching) / len(matching))
+        return [measure(generation) for generation in matching]
     except UnmeasurableError as error:
         raise UnmeasurableError(f"{place}: {error}") from error
 
 
-def _times(generation: Generation) -> list[float]:
+def per_request(run: SpeedRun, prompt_tokens: int, measure: Callable[[Generation], float]) -> float:
+    """The geometric mean over a process's requests of this prompt length; all of them count."""
+    found = each_request(run, prompt_tokens, measure)
+    return math.exp(math.fsum(map(math.log, found)) / len(found)) if min(found) > 0 else 0.0
+
+
+def all_times(generation: Generation, new_tokens: int) -> list[float]:
+    """Seconds of each token of a request that gave exactly as many as it was asked for."""
+    found = times(generation)
+    if len(found) != new_tokens:
+        raise UnmeasurableError(
+            f"A request for {new_tokens} new tokens gave {len(found)}: it stopped early or ran over."
+        )
+    return found
+
+
+def times(generation: Generation) -> list[float]:
     """Seconds of each token, checked: finite, above zero, never going back, and more than nothing between ends."""
-    times = [seconds for seconds in generation.token_seconds if seconds is not None]
-    if not times or len(times) < len(generation.token_seconds):
+    found = [seconds for seconds in generation.token_seconds if seconds is not None]
+    if not found or len(found) < len(generation.token_seconds):
         raise UnmeasurableError("A request has no token times, or some that are not finite numbers.")
-    if times[0] <= 0 or any(later < earlier for earlier, later in pairwise(times)):
+    if found[0] <= 0 or any(later < earlier for earlier, later in pairwise(found)):
         raise UnmeasurableError("The token times of a request go backwards or start at zero.")
-    if len(times) > 1 and times[-1] <= times[0]:
+    if len(found) > 1 and found[-1] <= found[0]:
         raise UnmeasurableError("All tokens of a request came at the same moment.")
-    return times
+    return found
 
 
 def _outlier_notes(arms: list[list[float]]) -> list[str]:

@@ -83,6 +83,18 @@ def plain_mean(values: Sequence[float]) -> Estimate:
     return clustered_mean(Groups(np.asarray(values, dtype=np.float64), np.ones(len(values))))
 
 
+def jackknife(whole: float, without: Sequence[float]) -> Estimate:
+    """Standard error of an estimate from what it is without each of its groups: for percentiles of what was pooled.
+
+    SE² = (J−1)/J · Σ_j (θ_(j) − mean of θ_(j))², degrees of freedom J − 1 (Tukey 1958). That single values are left out makes it
+    wrong for percentiles; groups of many make it right (Shao & Wu 1989).
+    """
+    count = len(without)
+    mean = math.fsum(without) / count
+    spread = math.fsum((value - mean) ** 2 for value in without) * (count - 1) / count
+    return Estimate(whole, math.sqrt(spread), count - 1)
+
+
 def t_interval(estimate: Estimate, confidence: float) -> Interval:
     """Two-sided Student interval: mean ± `t_half_width`."""
     half_width = t_half_width(estimate.standard_error, estimate.degrees, confidence)

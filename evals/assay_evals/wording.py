@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "count", "plain"]
+Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "joules", "bits", "count", "plain"]
 Difference = Literal["points", "factor", "itself"]
 SAME_ARM, SLICE = ".same_arm", "@"
 MOST_DIGITS = 8
@@ -46,10 +46,24 @@ METRICS: dict[str, Words] = {
     "structured.cost": Words("enforcing a schema, per token", "seconds", "itself", False),
     "structured.first_use": Words("first use of a schema", "seconds", "itself", False),
     "decode_tokens_per_second": Words("decode speed", "tokens per second", "factor", True),
+    "inter_token_latency": Words("time between tokens", "seconds", "factor", False),
+    "inter_token_latency.p50": Words("time between tokens, p50", "seconds", "factor", False),
+    "inter_token_latency.p90": Words("time between tokens, p90", "seconds", "factor", False),
+    "inter_token_latency.p99": Words("time between tokens, p99", "seconds", "factor", False),
+    "time_per_output_token": Words("time per output token", "seconds", "factor", False),
+    "end_to_end_latency": Words("time to last token", "seconds", "factor", False),
     "time_to_first_token": Words("time to first token", "seconds", "factor", False),
+    "prefill_tokens_per_second": Words("prefill speed", "tokens per second", "factor", True),
+    "prefix_reuse": Words("time to first token, prefix in cache", "seconds", "factor", False),
+    "prefix_reuse.share": Words("share of it that a cached prefix leaves", "share", "factor", False),
+    "energy_per_output_token": Words("energy per output token", "joules", "factor", False),
+    "cost_per_million_tokens": Words(
+        "cost of a million output tokens, one request at a time", "plain", "factor", False
+    ),
+    "load_time": Words("load time", "seconds", "factor", False),
     "peak_memory": Words("peak memory", "bytes", "factor", False),
     "size_on_disk": Words("size on disk", "bytes", "factor", False),
-    "load_time": Words("load time", "seconds", "factor", False),
+    "bits_per_weight": Words("bits per quantized weight", "bits", "itself", False),
     "perplexity": Words("perplexity", "plain", "factor", False),
     "kl_divergence.median": Words("KL divergence, median", "nats", "itself", False),
     "kl_divergence.p99": Words("KL divergence, p99", "nats", "itself", False),
@@ -59,14 +73,17 @@ METRICS: dict[str, Words] = {
 
 
 def words(metric: str) -> Words:
-    """The words of a metric; a slice, or a same-arm control, borrows those of the metric it belongs to."""
-    whole, _, part = metric.partition(SLICE)
-    if part:
-        return replace(METRICS[whole], label=f"{METRICS[whole].label}, {part}")
-    if metric.endswith(SAME_ARM):
-        base = METRICS[metric.removesuffix(SAME_ARM)]
+    """The words of a metric; a part of it, or its same-arm control, borrows those of the metric it belongs to."""
+    if is_control(metric):
+        base = words(metric.removesuffix(SAME_ARM))
         return Words(f"{base.label}, same build against itself", base.unit, "factor", base.higher_is_better)
-    return METRICS[metric]
+    whole, _, part = metric.partition(SLICE)
+    return replace(METRICS[whole], label=f"{METRICS[whole].label}, {part}") if part else METRICS[whole]
+
+
+def is_control(metric: str) -> bool:
+    """Whether a row is an A/A control."""
+    return metric.endswith(SAME_ARM)
 
 
 def value(metric: str, number: float | None) -> str:
@@ -86,7 +103,9 @@ def value(metric: str, number: float | None) -> str:
         return _bytes(number)
     if unit == "count":
         return f"{number:,.0f}"
-    return f"{number:.3f}"
+    if unit == "joules":
+        return f"{number:.3g} J"
+    return f"{number:.2f} bits" if unit == "bits" else f"{number:.3f}"
 
 
 def difference(metric: str, number: float | None, limit: float | None = None) -> str:
@@ -189,7 +208,7 @@ def _unit(metric: str) -> str:
         return "×"
     if found.difference == "points":
         return " points"
-    return {"share": "%", "nats": " nats", "seconds": " ms"}.get(found.unit, "")
+    return {"share": "%", "nats": " nats", "bits": " bits", "seconds": " ms"}.get(found.unit, "")
 
 
 def _number(metric: str, number: float, digits: int) -> str:

@@ -11,7 +11,7 @@ from assay_evals import wording
 from assay_evals.comparison import Compared
 from assay_evals.report.views import contrast_lines, slice_views
 from assay_evals.verdict import Outcome, Row, Verdict, limit_of
-from assay_evals.wording import SAME_ARM
+from assay_evals.wording import SLICE, is_control
 
 # Each outcome has a sign beside its colour, for terminals without colour and people who do not see it.
 _SIGNS: dict[Outcome, tuple[str, str]] = {
@@ -23,6 +23,7 @@ _SIGNS: dict[Outcome, tuple[str, str]] = {
 
 
 _WORST = "\nof the slices by tag and by length, only each metric's worst"
+_GAPS = "\nof percentiles, n gaps between tokens"
 
 
 def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
@@ -49,12 +50,14 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
         limit = limit_of(row.criterion)
         asked = f"{'≥' if limit.at_least else '≤'} {wording.bare_number(row.metric, limit.value)}"
         table.add_row(*_cells(row, asked, limit.value), _outcome(row.verdict))
-    rows = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)] if reported else []
+    rows = [row for row in verdict.reported if not is_control(row.metric)] if reported else []
     if reported:
         # An average can hide it.
         worst = [views[0].row for views in slice_views(verdict) if len(views) > 1]
         rows += worst
-        table.caption = _caption(verdict) + _WORST * bool(worst)
+        gaps = any(row.metric.startswith("inter_token_latency.p") for row in rows)
+        absent = [f"\n{wording.words(row.metric).label} not measured: {row.reason}" for row in rows if not row.n]
+        table.caption = Text("".join((_caption(verdict), _WORST * bool(worst), _GAPS * gaps, *absent)))
     for row in rows:
         table.add_row(*_cells(row, "", None), "", style="dim")
     return table
@@ -63,10 +66,12 @@ def verdict_table(verdict: Verdict, *, reported: bool = True) -> Table:
 def _caption(verdict: Verdict) -> str:
     """The confidence of the intervals: several where the gate may look again, because what is only reported is not widened for that."""
     quality, speed = set[float](), set[float]()
-    for row in (*verdict.gates, *verdict.reported):
-        if row.confidence is not None and not row.metric.endswith(SAME_ARM):
-            # What is timed has a control.
-            (speed if verdict.row(row.metric + SAME_ARM) else quality).add(row.confidence)
+    rows = (*verdict.gates, *verdict.reported)
+    # What is timed has a control, and what tokens cost follows from it.
+    timed = {_whole(row.metric) for row in rows if is_control(row.metric)} | {"cost_per_million_tokens"}
+    for row in rows:
+        if row.confidence is not None and not is_control(row.metric):
+            (speed if _whole(row.metric) in timed else quality).add(row.confidence)
     parts = ((quality, "quality", "tokens or questions in documents"), (speed, "speed", "processes in blocks"))
     told = [
         f"{kind} {', '.join(f'{100 * one:.3g}%' for one in sorted(found))}, n {unit}"
@@ -74,6 +79,11 @@ def _caption(verdict: Verdict) -> str:
         if found
     ]
     return f"intervals: {'; '.join(told)}" if told else ""
+
+
+def _whole(metric: str) -> str:
+    """The metric that a row of a length, of a percentile or of the control belongs to."""
+    return metric.partition(SLICE)[0].partition(".")[0]
 
 
 def comparison_table(runs: Sequence[Compared]) -> Table:

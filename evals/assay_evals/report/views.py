@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from assay_evals import wording
 from assay_evals.comparison import Contrast
 from assay_evals.evidence import Written
-from assay_evals.verdict import Outcome, Row, Verdict
+from assay_evals.verdict import GateRow, Outcome, Row, Verdict
 from assay_evals.wording import SLICE
 
 FLIPS = 10
@@ -49,7 +49,8 @@ def row_view(row: Row, limit: float | None = None) -> RowView:
     """limit: of its gate, which no shown number may be mistaken for."""
     return RowView(
         row=row,
-        label=capital(wording.words(row.metric).label),
+        label=capital(wording.words(row.metric).label)
+        + ("" if row.n or isinstance(row, GateRow) else f" (not measured: {row.reason})"),
         baseline=wording.value(row.metric, row.baseline),
         candidate=wording.value(row.metric, row.candidate),
         difference=wording.difference(row.metric, row.difference, limit),

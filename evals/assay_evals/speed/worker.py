@@ -9,10 +9,13 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from assay_evals.runtimes.base import open_runtime
+from assay_evals.runtimes.base import Runtime, open_runtime
+from assay_evals.speed.energy import Counters, find_counters
 
-_WARM_UP_TOKENS = 4
+# The first is computed from the whole prompt, the second from one token: these are the shapes that there are.
+_WARM_UP_TOKENS = 2
 
 
 def peak_memory_bytes() -> int:
@@ -25,17 +28,40 @@ def peak_memory_bytes() -> int:
 
 def main() -> None:
     workload = json.load(sys.stdin)
+    counters = find_counters(Path(workload["powercap"]))
     started = time.perf_counter()
     runtime = open_runtime(workload["runtime"], Path(workload["directory"]))
-    load_seconds = time.perf_counter() - started
-    generations: list[dict[str, object]] = []
+    report: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "generations": [], "prefix_hits": []}
     for request in workload["requests"]:
-        prompt, new_tokens = request["prompt"], request["new_tokens"]
-        runtime.generate(prompt[::-1], min(_WARM_UP_TOKENS, runtime.context_length - len(prompt)))
-        seconds = runtime.generate(prompt, new_tokens).token_seconds
-        generations.append({"prompt_tokens": len(prompt), "token_seconds": seconds})
-    report = {"load_seconds": load_seconds, "peak_memory_bytes": peak_memory_bytes(), "generations": generations}
+        prompt, new_tokens, prefix_tokens = request["prompt"], request["new_tokens"], request["prefix_tokens"]
+        runtime.generate(prompt[::-1], min(_WARM_UP_TOKENS, new_tokens))
+        report["generations"].append(_generation(runtime, counters, prompt, new_tokens))
+        if prefix_tokens:
+            runtime.generate(prompt[::-1], 1, cached=prefix_tokens)
+            report["prefix_hits"].append(_prefix_hit(runtime, prompt, prefix_tokens))
+    report["peak_memory_bytes"] = peak_memory_bytes()
     sys.stdout.write(json.dumps(report) + "\n")
+
+
+def _generation(runtime: Runtime, counters: Counters, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+    before = counters.read()
+    generated = runtime.generate(prompt, new_tokens)
+    return {
+        "prompt_tokens": len(prompt),
+        "token_seconds": generated.token_seconds,
+        "first_token": generated.tokens[0],
+        "joules": counters.joules_since(before),
+    }
+
+
+def _prefix_hit(runtime: Runtime, prompt: list[int], prefix_tokens: int) -> dict[str, Any]:
+    generated = runtime.generate(prompt, 1, cached=prefix_tokens)
+    return {
+        "prompt_tokens": len(prompt),
+        "prefix_tokens": prefix_tokens,
+        "seconds": generated.token_seconds[0],
+        "first_token": generated.tokens[0],
+    }
 
 
 if __name__ == "__main__":
