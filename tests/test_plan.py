@@ -103,6 +103,7 @@ def test_the_size_is_near_that_of_the_artifact(recipe: Path, workspace: Path) ->
         ("calibration.samples=40", "quantize"),
         ("evaluate.quality=[{metric: kl_divergence, tokens: 40000}]", "quality"),
         ("evaluate.speed=[{metric: peak_memory}]", "speed"),
+        ("evaluate.speed=[{metric: time_to_first_token, prompt_tokens: [64, 128]}]", "speed"),
         ("quantize.method=gptq", "quantize"),
     ],
 )

@@ -4,19 +4,19 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from assay.recipe import Evaluate, Gate
+from assay.recipe import QUALITY_GATES, Evaluate, Gate, MinSpeedup
 from assay_evals.evidence import Answer, Cloze, Evidence
 from assay_evals.gate import judge
 from assay_evals.planning import Assumptions, Reach, plan_gates
 
 
 def plan(metric: dict[str, Any], criterion: dict[str, float], blocks: int = 8, **assumed: float) -> Reach:
-    speed = metric["metric"] in ("decode_tokens_per_second", "time_to_first_token", "peak_memory", "size_on_disk")
+    speed = metric["metric"] not in QUALITY_GATES
     quality = [{"metric": "kl_divergence"}] if speed else [metric]
     evaluate = {"quality": quality, "speed": [metric] if speed else [], "blocks": blocks}
     (found,) = plan_gates(
@@ -133,6 +133,22 @@ def test_a_limit_near_one_needs_more_blocks_for_a_quiet_control() -> None:
     advised = int(found.sentence.rsplit("ask for ", 1)[1].split(" ")[0])
     assert plan(metric, {"max_ratio": 1.0}, blocks=advised).in_reach
     assert not plan(metric, {"max_ratio": 1.0}, blocks=advised - 1).in_reach
+
+
+RATIOS = [name for name in Gate.model_fields if name not in (*QUALITY_GATES, "slices", "size_on_disk")]
+
+
+@pytest.mark.parametrize("metric", RATIOS)
+def test_every_speed_gate_says_how_many_blocks_it_needs(metric: str) -> None:
+    """The advised number is enough, and one less is not; with noise twice as large it is more."""
+    faster = "min_speedup" if MinSpeedup in get_args(Gate.model_fields[metric].annotation) else "max_ratio"
+    noise = {"speed_noise": 0.08, "memory_noise": 0.08}
+    found = plan({"metric": metric}, {faster: 1.0}, blocks=3, **noise)
+    assert not found.in_reach
+    advised = int(found.sentence.rsplit("ask for ", 1)[1].split(" ")[0])
+    assert plan({"metric": metric}, {faster: 1.0}, blocks=advised, **noise).in_reach
+    assert not plan({"metric": metric}, {faster: 1.0}, blocks=advised - 1, **noise).in_reach
+    assert not plan({"metric": metric}, {faster: 1.0}, blocks=advised, speed_noise=0.16, memory_noise=0.16).in_reach
 
 
 def test_memory_is_planned_with_its_own_noise_and_size_with_none() -> None:
