@@ -234,9 +234,7 @@ def _usual_digits(metric: str, number: float) -> int:
     found = words(metric)
     if found.difference == "factor":
         return 3 if number < 1.05 else 2 if number < 100 else 0
-    if found.unit in ("seconds", "count"):
-        return 2 if found.unit == "seconds" else 0
-    return 4 if found.unit == "nats" else 1
+    return {"nats": 4, "bits": 2, "seconds": 2, "count": 0}.get(found.unit, 1)
 
 
 def _signed(number: float, digits: int) -> str:

@@ -23,6 +23,11 @@ from assay_evals.gate import judge
         ("size_on_disk", 12, "12 B"),
         ("perplexity", 15.3817, "15.382"),
         ("cloze_accuracy", None, "–"),
+        ("inter_token_latency.p99", 0.0412, "41.2 ms"),
+        ("energy_per_output_token", 0.8123, "0.812 J"),
+        ("bits_per_weight", 4.594, "4.59 bits"),
+        ("cost_per_million_tokens@EUR", 1.5151, "1.515"),
+        ("prefix_reuse.share", 0.242, "24.2%"),
     ],
 )
 def test_values_have_the_units_of_people(metric: str, number: float | None, text: str) -> None:
@@ -42,6 +47,9 @@ def test_values_have_the_units_of_people(metric: str, number: float | None, text
         ("top1_agreement", 0.9231, "92.3%"),
         ("kl_divergence", 0.0312, "0.0312 nats"),
         ("decode_tokens_per_second.same_arm", 1.004, "1.004×"),
+        ("time_to_first_token@prompt_tokens=64.same_arm", 1.004, "1.004×"),
+        ("prefix_reuse.share", 1.09, "1.09×"),
+        ("bits_per_weight", 4.594, "4.59 bits"),
     ],
 )
 def test_differences_are_in_the_terms_of_their_metric(metric: str, number: float, text: str) -> None:
