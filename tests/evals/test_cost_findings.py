@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from assay_evals.evidence import Evidence, SpeedRun
 from assay_evals.gate import judge
@@ -60,10 +62,6 @@ def test_energy_is_joules_by_tokens_and_can_be_gated(make_evidence: Make) -> Non
 
 
 def test_without_counters_energy_is_absent_with_the_reason_in_every_report(make_evidence: Make) -> None:
-    from io import StringIO
-
-    from rich.console import Console
-
     evidence = measured(make_evidence)
     verdict = judge(evidence)
     assert verdict.verdict == "PASS"
@@ -112,6 +110,11 @@ def test_what_a_million_tokens_cost_follows_from_the_decode_speed(
     assert cost.candidate == pytest.approx(0.12 / 3600 * 1e6 / rate.candidate, rel=1e-9)
     assert cost.interval == pytest.approx((1 / rate.interval[1], 1 / rate.interval[0]), rel=1e-9)
     assert 1.2 < cost.baseline < 1.8 and cost.n == rate.n
+    console = Console(file=StringIO(), width=200)
+    console.print(verdict_table(verdict))
+    assert "quality 90%, n tokens or questions in documents; speed 95%, n processes in blocks" in " ".join(
+        console.file.getvalue().split()
+    )
 
 
 def test_without_a_price_nothing_costs_anything(make_evidence: Make) -> None:

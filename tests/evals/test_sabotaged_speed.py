@@ -63,7 +63,7 @@ def judged(
             {"baseline": tmp_path / "baseline", "candidate": tmp_path / "candidate"},
             "sleeping",
             requests_of(asked, range(1000)),
-            asked.blocks,
+            range(asked.blocks),
             Progress(),
         )
         return judge(replace(evidence, runs=tuple(runs)))

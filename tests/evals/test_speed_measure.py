@@ -94,17 +94,17 @@ def test_blocks_of_fresh_processes(genai_model: Callable[[str], Path], tmp_path:
             {"baseline": baseline, "candidate": candidate},
             "onnxruntime-genai",
             requests,
-            range(3),
+            range(2, 5),
             Progress(),
             powercap=tmp_path / "no counters",
         )
     )
     assert [(row.block, row.position) for row in rows] == [
-        (block, position) for block in range(3) for position in range(4)
+        (block, position) for block in (2, 3, 4) for position in range(4)
     ]
-    orders = ["".join(row.arm[0] for row in rows if row.block == block) for block in range(3)]
+    orders = ["".join(row.arm[0] for row in rows if row.block == block) for block in (2, 3, 4)]
     # Drawn by a fixed seed: both come up, and every measurement has the same.
-    assert orders == ["cbbc", "cbbc", "bccb"]
+    assert orders == ["bccb", "cbbc", "cbbc"]
     for row in rows:
         assert isinstance(row, SpeedRun)
         assert row.load_seconds is not None
