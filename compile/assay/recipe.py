@@ -571,3 +571,6 @@ class Recipe(Strict):
 
 
 QUALITY_GATES = tuple(QualityGates.model_fields)
+SPEED_GATES = tuple(
+    name for name in Gate.model_fields if name not in QUALITY_GATES and name not in ("slices", "structured")
+)

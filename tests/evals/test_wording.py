@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from assay.recipe import Gate
+from assay.recipe import QUALITY_GATES, SPEED_GATES
 from assay_evals import wording
 from assay_evals.evidence import Evidence
 from assay_evals.gate import judge
@@ -115,7 +115,7 @@ def test_consequences_are_plain_phrases(metric: str, number: float, text: str) -
 
 def test_every_metric_of_a_verdict_has_words(good: Evidence) -> None:
     verdict = judge(good)
-    assert set(Gate.model_fields) - {"slices", "structured"} <= set(wording.METRICS)
+    assert {*QUALITY_GATES, *SPEED_GATES} <= set(wording.METRICS)
     for row in (*verdict.gates, *verdict.reported):
         assert wording.words(row.metric).label
         assert wording.headline(row.metric, row.difference or 0.0)[0]
