@@ -116,47 +116,61 @@ def perplexity(evidence: Evidence) -> Row:
 def cloze_accuracy(evidence: Evidence) -> Row:
     """Share of questions answered correctly, as a paired difference in accuracy."""
     clozes = _clozes(evidence)
-    pairs = [(cloze.baseline.correct, cloze.candidate.correct) for cloze in clozes]
-    return paired_accuracy("cloze_accuracy", pairs, [cloze.document for cloze in clozes], alpha_of(evidence))
+    scores = [(float(cloze.baseline.correct), float(cloze.candidate.correct)) for cloze in clozes]
+    return paired_accuracy("cloze_accuracy", scores, [cloze.document for cloze in clozes], alpha_of(evidence))
 
 
 def paired_accuracy(
-    metric: str, pairs: Sequence[tuple[bool, bool]], documents: Sequence[str], alpha: float = ALPHA
+    metric: str, scores: Sequence[tuple[float, float]], labels: Sequence[str], alpha: float = ALPHA
 ) -> Row:
-    """Share of right answers, as a paired difference.  pairs: whether baseline and candidate were right.
+    """Mean score of both arms on the same items, and their paired difference.  scores: 0 to 1, (baseline, candidate) of each item.
 
-    SE of d = correct_candidate − correct_baseline clustered by document. Where fewer than 25 answers differ, a standard
-    error says little (none differing: SE = 0, even of five questions), and the exact bound widens the interval.
+    SE of d = candidate − baseline clustered by label. Where fewer than 25 answers differ, a standard error says little (none differing:
+    SE = 0, even of five questions), and the exact bound widens the interval. Scores between 0 and 1 change by less than 1, so there the
+    loss that is certain, which brings the upper end down, is not counted.
     """
-    changes = [int(candidate) - int(baseline) for baseline, candidate in pairs]
-    lost, gained, total = changes.count(-1), changes.count(1), len(pairs)
-    groups = grouped(changes, documents)
+    changes = [after - before for before, after in scores]
+    lost, gained, total = sum(change < 0 for change in changes), sum(change > 0 for change in changes), len(changes)
+    groups = grouped(changes, labels)
     estimate, (low, high) = clustered_mean(groups), cautious_interval(groups, 1 - 2 * alpha)
+    whole = all(score in (0, 1) for pair in scores for score in pair)
     if lost + gained < RARE:
         exact_low, exact_high = rare_difference_interval(lost, gained, total, alpha)
+        if not whole:
+            exact_high = binomial_upper(gained, total, alpha)
         low, high = min(low, exact_low), max(high, exact_high)
     return finding(
         metric,
-        arms=(sum(baseline for baseline, _ in pairs) / total, sum(candidate for _, candidate in pairs) / total),
+        arms=(math.fsum(before for before, _ in scores) / total, math.fsum(after for _, after in scores) / total),
         difference=estimate.mean,
         interval=(max(low, -1.0), min(high, 1.0)),
         confidence=1 - 2 * alpha,
         samples=total,
         clusters=estimate.degrees + 1,
         minimum_detectable=resolved(estimate, low),
-        reason=f"{lost:,} answers went from right to wrong, {gained:,} from wrong to right.",
+        reason=f"{lost:,} answers went from right to wrong, {gained:,} from wrong to right."
+        if whole
+        else f"{lost:,} scores fell, {gained:,} rose.",
     )
 
 
 def cloze_disagreement(evidence: Evidence) -> Row:
     """Share of questions of which exactly one arm was right: how much changed, whichever way."""
     clozes = _clozes(evidence)
-    flipped = [float(cloze.candidate.correct != cloze.baseline.correct) for cloze in clozes]
-    groups = grouped(flipped, [cloze.document for cloze in clozes])
-    estimate = clustered_mean(groups)
+    scores = [(float(cloze.baseline.correct), float(cloze.candidate.correct)) for cloze in clozes]
+    return paired_disagreement("cloze_disagreement", scores, [cloze.document for cloze in clozes])
+
+
+def paired_disagreement(metric: str, scores: Sequence[tuple[float, float]], labels: Sequence[str]) -> Row:
+    """Share of items on which the arms' scores differ; where they are fewer than 25, an exact bound widens the interval."""
+    groups = grouped([float(before != after) for before, after in scores], labels)
+    estimate, flipped = clustered_mean(groups), int(groups.sums.sum())
     low, high = t_interval(estimate, CONFIDENCE)
+    if flipped < RARE:
+        low = min(low, binomial_lower(flipped, len(scores), ALPHA))
+        high = max(high, binomial_upper(flipped, len(scores), ALPHA))
     return finding(
-        "cloze_disagreement",
+        metric,
         arms=(None, estimate.mean),
         difference=estimate.mean,
         interval=(max(low, 0.0), min(high, 1.0)),
@@ -213,13 +227,21 @@ def greedy_details(evidence: Evidence) -> list[Row]:
         ),
     ]
     if before > 0:
-        # A ratio of means: the error of after − ratio · before, over before (the delta method).
-        ratio = after / before
-        spread = clustered_mean(grouped([late - ratio * early for early, late in lengths], labels))
-        low, high = t_interval(replace(spread, mean=0.0), CONFIDENCE)
-        interval = (ratio + low / before, ratio + high / before)
+        ratio, interval = ratio_of_means(lengths, labels)
         found.append(_reported("greedy_agreement.length", (before, after), ratio, interval, rows))
     return found
+
+
+def ratio_of_means(pairs: Sequence[tuple[float, float]], labels: Sequence[str]) -> tuple[float, tuple[float, float]]:
+    """Mean of the second over mean of the first, which is not 0, with its interval.
+
+    The error is that of second − ratio · first, over the mean of the first (the delta method).
+    """
+    before, after = (math.fsum(pair[arm] for pair in pairs) / len(pairs) for arm in (0, 1))
+    ratio = after / before
+    spread = clustered_mean(grouped([late - ratio * early for early, late in pairs], labels))
+    low, high = t_interval(replace(spread, mean=0.0), CONFIDENCE)
+    return ratio, (ratio + low / before, ratio + high / before)
 
 
 def _reported(
