@@ -478,3 +478,15 @@ def test_a_family_that_the_builder_was_not_tried_with_is_refused(problems: Check
     assert problem.message == (
         "onnxruntime-genai takes models of type llama, mistral, qwen2, qwen3 here, not granite; compressed-tensors takes it."
     )
+
+
+def test_tasks_of_the_harness_need_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = "  tasks:\n    - {name: arc, kind: lm_eval, task: arc_easy}\n  speed:\n"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.replace("  speed:\n", task), encoding="utf-8")
+    recipe, document = load_recipe(path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError) as caught:
+        check_model(recipe, document, tmp_path, fetch=False)
+    (problem,) = caught.value.problems
+    assert problem.line == 17 and "need the extra `lm-eval`: pip install 'assay[lm-eval]'" in problem.message

@@ -14,7 +14,14 @@ import pytest
 from assay.artifact import MANIFEST_NAME, bundle_digest, directory_digest, read_manifest
 from assay.build import build_candidate
 from assay.conclusion import judge_again, publish_run
-from assay.errors import AssayError, IntegrityError, NotSupportedError, PublishRefusedError, UsageError
+from assay.errors import (
+    EXIT_INCONCLUSIVE,
+    AssayError,
+    IntegrityError,
+    NotSupportedError,
+    PublishRefusedError,
+    UsageError,
+)
 from assay.files import canonical_json, read_json, readable_json, sha256_bytes, sha256_file
 from assay.host import package_versions
 from assay.job import resolve
@@ -26,7 +33,9 @@ from assay.registry.inspection import verify
 from assay.registry.pull import pull
 from assay.workspace import Workspace
 from assay_evals import evaluate as evaluation
+from assay_evals.evidence import read_evidence
 from assay_evals.runtimes.base import generate_text
+from assay_evals.task_findings import judged_items
 
 MakeRecipe = Callable[..., Path]
 Snapshot = Callable[[Path], dict[str, tuple[bytes, int, int]]]
@@ -449,6 +458,87 @@ def test_structured_output_that_could_not_be_measured_is_refused_before_anything
     with pytest.raises(UsageError, match=message):
         compile_(recipe, tmp_path / "artifacts")
     assert not list((tmp_path / "artifacts").glob("cache/*"))
+
+
+QUESTIONS = [
+    {
+        "query": f"Line {number} binds the name",
+        "choices": ["x to it", "none"],
+        "gold": number % 2,
+        "kind": "ab"[number % 2],
+    }
+    for number in range(20)
+]
+TASK = {"name": "mc", "kind": "multiple_choice", "items": {"source": "jsonl", "path": "mc.jsonl"}, "tag": "kind"}
+
+
+def with_tasks(make_recipe: MakeRecipe, directory: Path, **parts: Any) -> Path:
+    recipe = make_recipe(directory, **parts)
+    (directory / "mc.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in QUESTIONS), encoding="utf-8")
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+    content["evaluate"]["tasks"] = [TASK]
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    return recipe
+
+
+def test_tasks_are_answered_by_the_artifact_and_judged(
+    tmp_path: Path, make_recipe: MakeRecipe, snapshot: Snapshot
+) -> None:
+    recipe = with_tasks(make_recipe, tmp_path)
+    outcome = compile_(recipe, tmp_path / "artifacts")
+    row = outcome.verdict.row("task.mc")
+    assert outcome.verdict.verdict == "PASS" and row is not None and (row.n, row.clusters) == (20, 20)
+    assert {row.metric for row in outcome.verdict.slices} >= {"task.mc@tag=a", "task.mc@tag=b"}
+    assert judge_again(outcome.run) == outcome.verdict
+    # The cache is by the items: the same ones are not asked again, another one is a stage of its own.
+    stages = {path.name for path in (tmp_path / "artifacts" / "cache").glob("tasks-*") if path.is_dir()}
+    before = snapshot(tmp_path / "artifacts" / "cache")
+    compile_(recipe, tmp_path / "artifacts")
+    assert snapshot(tmp_path / "artifacts" / "cache") == before and len(stages) == 1
+    other = json.dumps(QUESTIONS[0] | {"query": "Line 0 binds no name"})
+    (tmp_path / "mc.jsonl").write_text("\n".join([other, *map(json.dumps, QUESTIONS[1:])]), encoding="utf-8")
+    compile_(recipe, tmp_path / "artifacts")
+    kinds = [path.name.partition("-")[0] for path in (tmp_path / "artifacts" / "cache").iterdir() if path.is_dir()]
+    assert (kinds.count("tasks"), kinds.count("quality"), kinds.count("speed")) == (2, 1, 1)
+
+
+def test_a_task_that_is_not_settled_is_not_asked_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """Twenty answers, all right in both arms, cannot show that fewer than 5 in 100 are lost; no other samples would."""
+    recipe = with_tasks(make_recipe, tmp_path)
+    evidence = read_evidence(compile_(recipe, tmp_path / "artifacts").run / "evidence")
+    answers = [item.answers[0] for item in judged_items(evidence, "mc")]
+    rows = [row | {"gold": answer} for row, answer in zip(QUESTIONS, answers, strict=True)]
+    (tmp_path / "mc.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+    content["evaluate"]["looks"] = 2
+    content["gate"] = {"kl_divergence": {"max": 1.0}, "tasks": {"mc": {"max_drop": 0.05}}}
+    recipe.write_text(json.dumps(content), encoding="utf-8")
+    outcome = compile_(recipe, tmp_path / "artifacts")
+    assert {row.metric: row.verdict for row in outcome.verdict.gates} == {
+        "kl_divergence": "PASS",
+        "task.mc": "INCONCLUSIVE",
+    }
+    assert outcome.exit_code == EXIT_INCONCLUSIVE
+    kinds = [path.name.partition("-")[0] for path in (tmp_path / "artifacts" / "cache").iterdir() if path.is_dir()]
+    assert (kinds.count("quality"), kinds.count("speed")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gold": 5}, r"mc\.jsonl:20: 'gold' is 5"),
+        ({"choices": ["a", "long " * 400]}, r"mc\.jsonl:20: query and choice are .* tokens"),
+    ],
+)
+def test_a_bad_item_is_known_before_anything_is_built(
+    tmp_path: Path, make_recipe: MakeRecipe, change: dict[str, Any], message: str
+) -> None:
+    recipe = with_tasks(make_recipe, tmp_path)
+    rows = [*QUESTIONS[:-1], QUESTIONS[-1] | change]
+    (tmp_path / "mc.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not (tmp_path / "artifacts" / "cache").exists()
 
 
 def test_a_recipe_without_publish_and_a_run_without_publishing_stay_here(own: Tiny, make_recipe: MakeRecipe) -> None:

@@ -147,3 +147,17 @@ def test_what_the_model_cannot_do_is_refused(recipe: Path, tmp_path: Path, chang
     with pytest.raises(RecipeError, match=rf"--set {re.escape(change)}: "):
         plan(recipe, tmp_path, change)
     assert not any(tmp_path.iterdir())
+
+
+def test_tasks_are_a_stage_and_their_items_are_counted(recipe: Path, workspace: Path, tmp_path: Path) -> None:
+    row = {"prompt": "The statement is", "references": "it"}
+    (recipe.parent / "facts.jsonl").write_text(f"{json.dumps(row)}\n" * 30, encoding="utf-8")
+    task = {"name": "facts", "kind": "exact_match", "items": {"source": "jsonl", "path": "facts.jsonl"}}
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+    content["evaluate"]["tasks"], content["gate"]["tasks"] = [task], {"facts": {"max_drop": 0.1}}
+    other = recipe.with_name("tasks.yaml")
+    other.write_text(json.dumps(content), encoding="utf-8")
+    found = plan(other, tmp_path / "artifacts")
+    assert [stage.name for stage in found.stages] == [*STAGES[:-1], "tasks", STAGES[-1]]
+    (reach,) = [one for one in found.reach if one.metric == "task.facts"]
+    assert reach.samples == 30 and not reach.in_reach and reach.sentence.startswith("30 items resolve ")

@@ -266,7 +266,7 @@ METRICS = (
         (
             "  kl_divergence: {max: 0.1}\n",
             "",
-            "21: no quality is gated; add at least one of kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement.",
+            "21: no quality is gated; add at least one of kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement, tasks.",
         ),
         (
             "metric: cloze_accuracy, samples: 10",
@@ -508,9 +508,9 @@ def test_every_gate_names_a_metric_that_can_be_measured() -> None:
     metrics = {
         definition["properties"]["metric"]["const"]
         for definition in schema["$defs"].values()
-        if "metric" in definition.get("properties", {})
+        if "const" in definition.get("properties", {}).get("metric", {})
     }
-    assert set(Gate.model_fields) - {"slices", "structured"} == metrics
+    assert set(Gate.model_fields) - {"slices", "structured", "tasks"} == metrics
     assert set(QUALITY_GATES) == set(QualityGates.model_fields) < metrics
 
 
@@ -592,3 +592,88 @@ def test_no_bytes_raise_anything_but_a_recipe_error(tmp_path_factory: pytest.Tem
     file.write_bytes(b"version: 1\nname: " + data)
     with pytest.raises(RecipeError):
         load_recipe(file)
+
+
+# Tasks
+
+TASKS = """\
+  tasks:
+    - {name: arc, kind: multiple_choice, items: {source: jsonl, path: arc.jsonl}, samples: 100}
+    - {name: facts, kind: exact_match, items: {source: hf, name: org/facts, split: test}, extract: '\\d+'}
+    - {name: piqa, kind: lm_eval, task: piqa, metric: acc_norm}
+  speed:
+"""
+WITH_TASKS = changed("  speed:\n", TASKS).replace("gate:\n", "gate:\n  tasks: {arc: {max_drop: 0.02}}\n")
+
+
+def test_tasks_are_read_and_gated_by_name(file: Path) -> None:
+    recipe = load(file, WITH_TASKS)
+    assert [(task.name, task.kind) for task in recipe.evaluate.tasks] == [
+        ("arc", "multiple_choice"),
+        ("facts", "exact_match"),
+        ("piqa", "lm_eval"),
+    ]
+    assert recipe.gate.tasks is not None and recipe.gate.tasks["arc"].max_drop == 0.02
+    assert load(file, TEXT).digest() != recipe.digest()
+
+
+def test_a_task_is_quality_enough_to_gate(file: Path) -> None:
+    text = WITH_TASKS.replace("  kl_divergence: {max: 0.1}\n", "")
+    assert load(file, text).gate.declared().keys() == {"decode_tokens_per_second"}
+
+
+GATE = "{arc: {max_drop: 0.02}}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            GATE,
+            "{ark: {max_drop: 0.02}}",
+            "26: there is no task 'ark' (did you mean 'arc'?); evaluate.tasks has: arc, facts, piqa.",
+        ),
+        (
+            GATE,
+            "{arc: {maxdrop: 0.02, max_drop: 0.02}}",
+            "26: unknown key 'maxdrop' (did you mean 'max_drop'?); allowed: max_drop.",
+        ),
+        (GATE, "{arc: {}}", "26: gate.tasks.arc.max_drop is missing."),
+        ("name: facts", "name: arc", "21: there is a task 'arc' already; give each a name of its own."),
+        (
+            "name: facts",
+            "name: the facts",
+            "21: evaluate.tasks.1.name is 'the facts'; write letters, digits, dashes and underscores.",
+        ),
+        (
+            "samples: 100",
+            "seed: 1",
+            "20: seed draws samples, and all items are asked for; add samples, or remove this line.",
+        ),
+        (
+            "'\\d+'",
+            "'(\\d+'",
+            "21: extract is no regular expression: missing ), unterminated subpattern at position 0.",
+        ),
+        (
+            "kind: exact_match",
+            "kind: exact",
+            "21: evaluate.tasks.1.kind is 'exact' (did you mean 'exact_match'?); allowed: multiple_choice, exact_match, lm_eval.",
+        ),
+        (
+            "source: jsonl",
+            "source: json",
+            "20: evaluate.tasks.0.items.source is 'json' (did you mean 'jsonl'?); allowed: jsonl, hf.",
+        ),
+        ("samples: 100", "labels: [yes]", "20: evaluate.tasks.0.labels is empty; list at least 2."),
+        (
+            "samples: 100",
+            "answers: gold",
+            "20: unknown key 'answers'; allowed: name, samples, seed, group, tag, chat, kind, items, id, query, choices, gold, "
+            "labels, delimiter, normalized.",
+        ),
+    ],
+)
+def test_a_mistake_in_a_task_is_named_by_its_line(file: Path, old: str, new: str, problem: str) -> None:
+    assert WITH_TASKS.count(old) == 1
+    assert problem in refused(file, WITH_TASKS.replace(old, new))

@@ -175,7 +175,7 @@ def test_a_line_says_what_slice_it_belongs_to(tmp_path: Path) -> None:
         ('{"text": "x"}', r"rows\.jsonl:2: there is no field 'language'; the line has: text\."),
         (
             '{"text": "x", "language": null}',
-            r"rows\.jsonl:2: 'language' must be a text or a whole number: it names a slice",
+            r"rows\.jsonl:2: 'language' must be a text or a whole number: it names a part of the data",
         ),
         ('{"text": "x", "language": " "}', r"rows\.jsonl:2: 'language' must be a text"),
         ('{"text": "x", "language": ["de"]}', r"rows\.jsonl:2: 'language' must be a text"),

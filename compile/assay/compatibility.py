@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,15 @@ from assay.errors import Problem, RecipeError, UsageError
 from assay.models.architectures import DecoderShape, LinearShape, already_quantized, decoder_shape, quantized_by
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
-from assay.recipe import CheckpointTarget, GroupedScheme, OnnxRuntimeGenai, Quantize, Recipe, request_lengths
+from assay.recipe import (
+    CheckpointTarget,
+    GroupedScheme,
+    LmEvalTask,
+    OnnxRuntimeGenai,
+    Quantize,
+    Recipe,
+    request_lengths,
+)
 from assay.recipe_yaml import Document, Location
 from assay.targets import TARGETS
 from assay.targets.refusals import engine_refusals, format_refusals, split_product
@@ -21,6 +30,8 @@ _FUSED_BY_ORT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> DecoderShape | None:
     """Check a recipe against its model; RecipeError with every problem.  None when the model is not on this machine."""
+    if problems := _missing_extras(recipe, document):
+        raise RecipeError(problems)
     try:
         located = locate(recipe.model, base, fetch)
         if located is None:
@@ -40,6 +51,18 @@ def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> 
     if problems := shape_problems(recipe, shape, document):
         raise RecipeError(problems)
     return shape
+
+
+def _missing_extras(recipe: Recipe, document: Document) -> list[Problem]:
+    """What the recipe asks for that is not installed here."""
+    if importlib.util.find_spec("lm_eval") is not None:
+        return []
+    message = "tasks of lm-evaluation-harness need the extra `lm-eval`: pip install 'assay[lm-eval]'."
+    return [
+        document.problem(("evaluate", "tasks", index, "kind"), message)
+        for index, task in enumerate(recipe.evaluate.tasks)
+        if isinstance(task, LmEvalTask)
+    ]
 
 
 def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> list[Problem]:

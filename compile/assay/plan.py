@@ -22,13 +22,14 @@ from assay.progress import Progress
 from assay.quantize.model import held_bytes, walked_models
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.spill import MEMORY_SHARE
-from assay.recipe import GreedyAgreementMetric, PrefixReuseMetric, Recipe
+from assay.recipe import ExactMatchTask, GreedyAgreementMetric, PrefixReuseMetric, Recipe
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
 from assay_evals.evaluate import check_evaluation, measure_stages
 from assay_evals.planning import Reach, plan_gates
 from assay_evals.speed.measure import lengths_of
+from assay_evals.tasks.measure import read_tasks
 
 # Share of the matrix speed that each kind of work reaches, fitted on two cores.
 _QUANTIZE_EFFICIENCY = 0.55
@@ -37,6 +38,8 @@ _DECODE_BYTES_PER_SECOND = 12e9
 _PROCESS_SECONDS = 3.0
 # What an answer in JSON takes, prompt included, in decoded tokens; both arms write each twice.
 _ANSWER_TOKENS = 64
+# What an item of a task takes with its choices, some more and some less.
+_TOKENS_PER_ITEM = 200
 _LIBRARIES_BYTES = 600_000_000
 
 
@@ -75,7 +78,8 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
     if shape is None or located is None:
         raise AssayError(f"model.source {recipe.model.source}: not on this machine.")
     space = Workspace(workspace, progress)
-    seconds = _seconds(recipe, shape, _matrix_speed())
+    items = {task.name: task.used.items for task in read_tasks(recipe.evaluate, base)}
+    seconds = _seconds(recipe, shape, _matrix_speed(), items)
     cached = dict.fromkeys(seconds, False)
     if located.is_float:
         del seconds["source"], cached["source"]
@@ -100,7 +104,7 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
         machine_memory_bytes=memory_bytes(),
         artifact_bytes=quantized * bits / 8 + max(0, kept) * 2,
         bits_per_weight=bits,
-        reach=plan_gates(recipe.evaluate, recipe.gate),
+        reach=plan_gates(recipe.evaluate, recipe.gate, items=items),
     )
 
 
@@ -117,8 +121,8 @@ def _matrix_speed() -> float:
     return 2 * 1024**3 / min(seconds)
 
 
-def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, float]:
-    """Estimated seconds of each stage when nothing is cached."""
+def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str, int]) -> dict[str, float]:
+    """Estimated seconds of each stage when nothing is cached.  items: how many each task has."""
     calibration, evaluation = recipe.calibration, recipe.evaluate
     tokens = calibration.samples * calibration.length
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
@@ -134,6 +138,9 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
     scoring += 2 * steps * float_bytes / _DECODE_BYTES_PER_SECOND
     structured = evaluation.structured
     written = 4 * structured.samples * min(structured.new_tokens, _ANSWER_TOKENS) if structured else 0
+    answered = 2 * sum(items.values()) * _TOKENS_PER_ITEM * 2 * weights / (speed * _SCORING_EFFICIENCY)
+    generated = sum(items[one.name] * one.new_tokens for one in evaluation.tasks if isinstance(one, ExactMatchTask))
+    answered += 2 * generated * float_bytes / _DECODE_BYTES_PER_SECOND
     timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
     # Each request is warmed up with another prompt of its length; one that finds its prefix in the cache is computed twice more.
     reused = {one.prompt_tokens for one in evaluation.speed if isinstance(one, PrefixReuseMetric)}
@@ -148,6 +155,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float) -> dict[str, flo
         "baseline": 5 + float_bytes / 2e8,
         "compile": 2 + float_bytes / 1e8,
         "quality": _PROCESS_SECONDS + scoring,
+        **({"tasks": _PROCESS_SECONDS + answered} if items else {}),
         "speed": evaluation.blocks * 4 * (_PROCESS_SECONDS + request) if timed else 0.0,
         **({"structured": _PROCESS_SECONDS + written * float_bytes / _DECODE_BYTES_PER_SECOND} if structured else {}),
     }

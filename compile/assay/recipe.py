@@ -67,15 +67,20 @@ class TextFile(Strict):
     path: Annotated[str, Field(min_length=1, description="relative to the recipe")]
 
 
-class JsonLines(Strict):
-    """A local JSONL file: one document per line, in `field`; chat messages pass through the model's own template."""
+class JsonLinesRows(Strict):
+    """A local JSONL file."""
 
     source: Literal["jsonl"]
     path: Annotated[str, Field(min_length=1, description="relative to the recipe")]
+
+
+class JsonLines(JsonLinesRows):
+    """A local JSONL file: one document per line, in `field`; chat messages pass through the model's own template."""
+
     field: Annotated[str, Field(min_length=1)]
 
 
-class HubDataset(Strict):
+class HubRows(Strict):
     """A data set of the Hugging Face Hub (extra `datasets`)."""
 
     source: Literal["hf"]
@@ -83,6 +88,11 @@ class HubDataset(Strict):
     config: str | None = None
     split: str = "train"
     revision: str | None = None
+
+
+class HubDataset(HubRows):
+    """A data set of the Hugging Face Hub: one document per row, in `field`."""
+
     field: Annotated[str, Field(min_length=1)]
 
 
@@ -390,6 +400,76 @@ def request_lengths(metric: Strict) -> dict[int, int]:
     return dict.fromkeys((prompts,) if isinstance(prompts, int) else prompts, getattr(metric, "new_tokens", 1))
 
 
+FieldName = Annotated[str, Field(min_length=1, description="the name of a field of every item")]
+Rows = Annotated[JsonLinesRows | HubRows, Field(discriminator="source")]
+
+
+class DeclaredTask(Strict):
+    """Items with known answers, which both arms answer.
+
+    samples: how many, the first of them, or some at random by `seed`; all where it is left out.  group: items that share its value count
+    as one cluster.  tag: one slice for each value.
+    """
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="letters, digits, dashes and underscores"),
+    ]
+    samples: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] | None = None
+    group: FieldName | None = None
+    tag: FieldName | None = None
+    chat: Annotated[bool, Field(description="whether the prompt passes through the model's own chat template")] = False
+
+
+class MultipleChoiceTask(DeclaredTask):
+    """A question with choices, of which the model's likeliest is its answer.  labels: the choices, where all items have the same ones."""
+
+    kind: Literal["multiple_choice"]
+    items: Rows
+    id: FieldName | None = None
+    query: FieldName = "query"
+    choices: FieldName = "choices"
+    gold: FieldName = "gold"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    delimiter: Annotated[
+        str | None, Field(description="between query and choice: a space, or nothing with chat, where it is left out")
+    ] = None
+    normalized: Annotated[bool, Field(description="whether the gate judges log-likelihoods per character")] = True
+
+
+class ExactMatchTask(DeclaredTask):
+    """A prompt that is continued greedily; right when the answer in the continuation is one of the references."""
+
+    kind: Literal["exact_match"]
+    items: Rows
+    id: FieldName | None = None
+    prompt: FieldName = "prompt"
+    references: FieldName = "references"
+    new_tokens: Count = 64
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    extract: (
+        Annotated[str, Field(min_length=1, description="regular expression; its first group, or its match")] | None
+    ) = None
+    normalize: tuple[Literal["strip", "casefold", "punctuation"], ...] = ("strip",)
+
+
+class LmEvalTask(DeclaredTask):
+    """A task of lm-evaluation-harness (extra `lm-eval`), judged by one of its metrics."""
+
+    kind: Literal["lm_eval"]
+    task: Annotated[str, Field(min_length=1)]
+    metric: Annotated[str, Field(min_length=1)] = "acc"
+    filter: Annotated[str, Field(min_length=1)] = "none"
+    fewshot: Annotated[int, Field(ge=0)] | None = None
+    include: Annotated[str, Field(min_length=1, description="directory with tasks, relative to the recipe")] | None = (
+        None
+    )
+
+
+Task = Annotated[MultipleChoiceTask | ExactMatchTask | LmEvalTask, Field(discriminator="kind")]
+
+
 class Baseline(Strict):
     """What the candidate is compared with: the same model on the same runtime, unquantized."""
 
@@ -404,6 +484,7 @@ class Evaluate(Strict):
     length: Annotated[Length, Field(description="tokens per evaluation window")] = 512
     quality: Annotated[tuple[QualityMetric, ...], Field(min_length=1)]
     structured: Structured | None = None
+    tasks: tuple[Task, ...] = ()
     speed: tuple[SpeedMetric, ...] = ()
     blocks: Annotated[int, Field(ge=3, description="ABBA blocks of four fresh processes each")] = 8
     looks: Annotated[
@@ -507,7 +588,7 @@ class QualityGates(Strict):
             value = getattr(self, name)
             if isinstance(value, StructuredGates):
                 found |= value.declared()
-            elif value is not None and name != "slices":
+            elif value is not None and name not in ("slices", "tasks"):
                 found[name] = value
         return found
 
@@ -530,6 +611,7 @@ class Gate(QualityGates):
     slices: Annotated[QualityGates | None, Field(description="what must hold in every slice of evaluate.text.tag")] = (
         None
     )
+    tasks: Annotated[dict[str, MaxDrop] | None, Field(description="what must hold of evaluate.tasks, by name")] = None
 
 
 class Publish(Strict):
@@ -572,5 +654,5 @@ class Recipe(Strict):
 
 QUALITY_GATES = tuple(QualityGates.model_fields)
 SPEED_GATES = tuple(
-    name for name in Gate.model_fields if name not in QUALITY_GATES and name not in ("slices", "structured")
+    name for name in Gate.model_fields if name not in QUALITY_GATES and name not in ("slices", "structured", "tasks")
 )

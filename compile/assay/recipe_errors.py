@@ -87,14 +87,19 @@ def _follow(root: type[BaseModel], location: tuple[Any, ...]) -> tuple[Location,
     """Pydantic's location without the union tags it puts between keys, and the schema classes that may stand there."""
     models = [root]
     place: Location = ()
+    named = False
     for part in location:
         if len(models) > 1 and isinstance(part, str):
             models = [model for model in models if _tag(model) == part]
             continue
         place = (*place, part)
-        if isinstance(part, str):
+        if named:
+            # A name that the recipe gives, in a mapping from names to what is said of each.
+            named = False
+        elif isinstance(part, str):
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             models = [model for field in fields for model in _models_within(field.annotation)]
+            named = any(_is_mapping(field.annotation) for field in fields)
     return place, models
 
 
@@ -102,6 +107,10 @@ def _models_within(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_within(argument)]
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(_is_mapping(argument) for argument in get_args(annotation))
 
 
 def _keys(models: list[type[BaseModel]]) -> list[str]:

@@ -5,6 +5,9 @@ What needs the model or the machine is checked elsewhere (checking.py).
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +15,7 @@ from pydantic import ValidationError
 
 from assay.errors import NotSupportedError, Problem, RecipeError
 from assay.files import canonical_json
-from assay.recipe import QUALITY_GATES, CheckpointTarget, GroupedScheme, Override, Recipe, Scheme
+from assay.recipe import QUALITY_GATES, CheckpointTarget, ExactMatchTask, GroupedScheme, Override, Recipe, Scheme
 from assay.recipe_errors import explain
 from assay.recipe_speed import speed_contradictions
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
@@ -51,8 +54,9 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         if name not in measured and name not in structured:
             where = "quality" if name in QUALITY_GATES else "speed"
             add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
-    if not any(name in QUALITY_GATES or name in structured for name in recipe.gate.declared()):
-        add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}.")
+    gated = any(name in QUALITY_GATES or name in structured for name in recipe.gate.declared())
+    if not gated and not recipe.gate.tasks:
+        add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}, tasks.")
     for name in recipe.gate.slices.declared() if recipe.gate.slices else ():
         if name not in measured:
             message = f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.quality."
@@ -68,6 +72,8 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
             if name in names[:index]:
                 add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
     problems += speed_contradictions(recipe.evaluate, document)
+    for location, message in _task_contradictions(recipe):
+        add(location, message)
     chosen: list[tuple[Location, Scheme | Override]] = [(("quantize",), recipe.quantize)]
     chosen += [(("quantize", "overrides", index), override) for index, override in enumerate(recipe.quantize.overrides)]
     for location, part in chosen:
@@ -100,3 +106,26 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         except NotSupportedError as error:
             add(("publish", "registry"), str(error))
     return sorted(problems, key=lambda problem: problem.line)
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[tuple[Location, str]]:
+    names = [task.name for task in recipe.evaluate.tasks]
+    for index, task in enumerate(recipe.evaluate.tasks):
+        place: Location = ("evaluate", "tasks", index)
+        if task.name in names[:index]:
+            yield (*place, "name"), f"there is a task {task.name!r} already; give each a name of its own."
+        if task.seed is not None and task.samples is None:
+            yield (*place, "seed"), "seed draws samples, and all items are asked for; add samples, or remove this line."
+        if isinstance(task, ExactMatchTask) and task.extract is not None:
+            try:
+                re.compile(task.extract)
+            except re.error as error:
+                yield (*place, "extract"), f"extract is no regular expression: {error}."
+    for name in recipe.gate.tasks or {}:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            yield (
+                ("gate", "tasks", name),
+                f"there is no task {name!r}{meant}; evaluate.tasks has: {', '.join(names) or 'none'}.",
+            )

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from assay.errors import AssayError, UsageError
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import HubDataset, JsonLines, PythonDocs, TextFile
+from assay.recipe import HubDataset, HubRows, JsonLines, PythonDocs, TextFile
 
 Part = Literal["calibration", "evaluation"]
 Messages = list[dict[str, str]]
@@ -113,11 +113,11 @@ def _tag_field(source: JsonLines | HubDataset) -> str | None:
     return getattr(source, "tag", None)
 
 
-def _tag(value: Any, place: str, field: str) -> str:
+def label(value: Any, place: str, field: str) -> str:
     """What a row says it is, as a text."""
     if isinstance(value, str | int) and (text := " ".join(str(value).split())):
         return text
-    raise UsageError(f"{place}: {field!r} must be a text or a whole number: it names a slice.")
+    raise UsageError(f"{place}: {field!r} must be a text or a whole number: it names a part of the data.")
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -145,7 +145,7 @@ def _json_lines(path: Path, field: str, tag_field: str | None) -> list[Document]
     documents: list[Document] = []
     for place, row in json_rows(path):
         value = field_of(row, field, place)
-        tag = None if tag_field is None else _tag(field_of(row, tag_field, place), place, tag_field)
+        tag = None if tag_field is None else label(field_of(row, tag_field, place), place, tag_field)
         name = f"{path.name}:{place.rpartition(':')[2]}"
         documents.append(Document(name, contents(value, place, field), tag))
     return documents
@@ -163,7 +163,8 @@ def contents(value: Any, place: str, field: str) -> str | Messages:
     raise UsageError(f"{place}: {field!r} must be a text, or a list of chat messages whose role and content are texts.")
 
 
-def _hub_dataset(source: HubDataset) -> list[Document]:
+def hub_rows(source: HubRows) -> Any:
+    """The rows of a data set of the Hub, at the revision that the recipe names."""
     try:
         from datasets import load_dataset_builder
         from huggingface_hub import HfApi
@@ -185,6 +186,11 @@ def _hub_dataset(source: HubDataset) -> list[Document]:
             f"the data set {source.name}: the Hub cannot be reached, and the local cache gives another revision than "
             f"{source.revision}. Fetch it where there is a network."
         )
+    return rows
+
+
+def _hub_dataset(source: HubDataset) -> list[Document]:
+    rows = hub_rows(source)
     tag_field = _tag_field(source)
     for wanted in (source.field, tag_field):
         if wanted is not None and wanted not in rows.column_names:
@@ -193,6 +199,6 @@ def _hub_dataset(source: HubDataset) -> list[Document]:
     documents: list[Document] = []
     for index, (value, tag) in enumerate(zip(rows[source.field], tags, strict=False)):
         place = f"{source.name}#{index}"
-        named = None if tag_field is None else _tag(tag, place, tag_field)
+        named = None if tag_field is None else label(tag, place, tag_field)
         documents.append(Document(f"{source.name}/{source.split}#{index}", contents(value, place, source.field), named))
     return documents

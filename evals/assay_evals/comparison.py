@@ -22,8 +22,9 @@ from assay_evals.statistics import (
     grouped,
     t_half_width,
 )
+from assay_evals.task_findings import cluster, judged_items
 from assay_evals.verdict import Outcome, Row, Verdict
-from assay_evals.wording import SAME_ARM, words
+from assay_evals.wording import SAME_ARM, TASK, words
 
 ERROR = 0.10
 # What a candidate is chosen for and by: the first that all runs have.
@@ -144,12 +145,29 @@ def _contrast(metric: str, first: Finished, run: Finished, confidence: float) ->
             return Contrast(metric, value, None, None, "measured on other samples than the first")
         change, interval = _PAIRED[metric](first.evidence, run.evidence, confidence)
         return Contrast(metric, value, change, interval)
+    if metric.startswith(TASK) and "." not in metric.removeprefix(TASK):
+        return _task_contrast(metric, value, (first.evidence, run.evidence), confidence)
     if words(metric).difference != "factor" or row.interval is None or reference.interval is None:
         return Contrast(metric, value, None, None)
     if metric == "size_on_disk":
         ratio = row.candidate / reference.candidate
         return Contrast(metric, value, ratio, (ratio, ratio))
     return Contrast(metric, value, *_ratio_of_ratios(reference, row, confidence))
+
+
+def _task_contrast(
+    metric: str, value: float | None, evidence: tuple[Evidence, Evidence], confidence: float
+) -> Contrast:
+    """By the items that both answered; declared alike, or they would be scored by other rules."""
+    name = metric.removeprefix(TASK)
+    declared = [[task for task in one.header.recipe.evaluate.tasks if task.name == name] for one in evidence]
+    first, other = ({item.row.item: item for item in judged_items(one, name)} for one in evidence)
+    used = [one.header.tasks.get(name) for one in evidence]
+    if declared[0] != declared[1] or used[0] != used[1] or list(first) != list(other):
+        return Contrast(metric, value, None, None, "measured on other samples than the first")
+    changes = [other[item].scores[1] - first[item].scores[1] for item in first]
+    groups = grouped(changes, [cluster(one.row) for one in first.values()])
+    return Contrast(metric, value, clustered_mean(groups).mean, cautious_interval(groups, confidence))
 
 
 def _same_samples(first: Evidence, other: Evidence) -> bool:

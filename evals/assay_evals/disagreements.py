@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from assay_evals.evidence import Cloze, Continuation, Evidence, StructuredRow, Window, Written
+from assay_evals.evidence import ChoiceItem, Cloze, Continuation, Evidence, StructuredRow, Window, Written
+from assay_evals.findings import UnmeasurableError
+from assay_evals.task_findings import Judged, judged_items
 
 
 @dataclass(frozen=True)
 class Disagreements:
     """flips: questions that the baseline got right and the candidate wrong. windows: by falling mean divergence. continuations: that parted.
 
-    outputs: structured ones without enforcement that are worse from the candidate.
+    outputs: structured ones without enforcement that are worse from the candidate. tasks: for each the items that it scored lower on.
     """
 
     flips: tuple[Cloze, ...]
     continuations: tuple[Continuation, ...]
     windows: tuple[Window, ...]
     outputs: tuple[StructuredRow, ...]
+    tasks: dict[str, tuple[Judged, ...]]
 
 
 def worst_disagreements(evidence: Evidence, count: int) -> Disagreements:
@@ -38,11 +41,13 @@ def worst_disagreements(evidence: Evidence, count: int) -> Disagreements:
     windows = sorted(evidence.windows, key=lambda window: (-mean_divergence(window), window.document, window.window))
     parted = sorted((row for row in evidence.continuations if not row.alike), key=_parting)
     outputs = sorted(worse_outputs(evidence), key=lambda row: (_worth(row.candidate), -_worth(row.baseline), row.item))
+    tasks = [task.name for task in evidence.header.recipe.evaluate.tasks]
     return Disagreements(
         flips=tuple(sorted(lost, key=flip_order)[:count]),
         continuations=tuple(parted[:count]),
         windows=tuple(windows[:count]),
         outputs=tuple(outputs[:count]),
+        tasks={name: tuple(sorted(_lost_items(evidence, name), key=_item_order)[:count]) for name in tasks},
     )
 
 
@@ -57,6 +62,25 @@ def worse_outputs(evidence: Evidence) -> list[StructuredRow]:
 
 def _worth(written: Written) -> int:
     return written.parsed + written.valid + bool(written.correct)
+
+
+def _lost_items(evidence: Evidence, name: str) -> list[Judged]:
+    try:
+        return [item for item in judged_items(evidence, name) if item.scores[1] < item.scores[0]]
+    except UnmeasurableError:
+        return []
+
+
+def _item_order(item: Judged) -> tuple[float, float, str]:
+    """By the loss; of choices, by how much likelier than before another one has become than the right one, in nats."""
+    row, shift = item.row, 0.0
+    if isinstance(row, ChoiceItem):
+        leads = [
+            values[row.gold] - max(value for index, value in enumerate(values) if index != row.gold)
+            for values in ([value or 0.0 for value in arm] for arm in (row.baseline, row.candidate))
+        ]
+        shift = leads[1] - leads[0]
+    return (item.scores[1] - item.scores[0], shift, row.item)
 
 
 def mean_divergence(window: Window) -> float:

@@ -1,12 +1,13 @@
 """Measure a candidate against its baseline on their own runtime; measurements of the same bytes are taken from the cache.
 
-The quality stage and the speed stage are cached apart, by the digests of the model files, the text, the settings, the tools, this
+The stages of quality, tasks and speed are cached apart, by the digests of the model files, the text, the settings, the tools, this
 machine and the code that measures; the gate is not part of their keys, so another gate is judged on the same measurements.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,14 @@ from assay_evals.speed.energy import find_counters
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
 from assay_evals.structured.constraint import Enforcer, enforcing_library
+from assay_evals.tasks.measure import ReadTask, check_tasks, measure_tasks, read_tasks, unseen_items
 from assay_evals.verdict import Verdict
-from assay_evals.wording import SLICE, words
+from assay_evals.wording import SLICE, TASK, words
 
 _ROWS = "rows"
 _QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.runtimes")
 _STRUCTURED_CODE = ("assay_evals.evaluate", "assay_evals.structured", "assay_evals.runtimes")
+_TASKS_CODE = ("assay_evals.evaluate", "assay_evals.tasks", "assay_evals.runtimes")
 _SPEED_CODE = ("assay_evals.evaluate", "assay_evals.speed", "assay_evals.runtimes")
 SPEED_MEASUREMENTS = "speed_measurements"
 
@@ -58,9 +61,9 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
     """Write the evidence on the built candidate to `destination`.  fresh: measure again although cached."""
     comparison, looks = _Comparison.of(job, workspace), job.recipe.evaluate.looks
     quality, speed = comparison.quality(workspace, 1, fresh), comparison.speed(workspace, 1, fresh)
-    structured = comparison.structured(workspace, 1, fresh)
+    structured, tasks = comparison.structured(workspace, 1, fresh), comparison.answers(workspace, fresh)
     for look in range(2, looks + 1):
-        undecided = _undecided(judge(comparison.together(quality, speed, structured)))
+        undecided = _undecided(judge(comparison.together(quality, speed, structured, tasks)))
         if not undecided:
             break
         told = ", ".join(words(metric).label for metric in undecided)
@@ -72,7 +75,7 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
             speed = comparison.speed(workspace, look, fresh)
         if written:
             structured = comparison.structured(workspace, look, fresh)
-    found = comparison.together(quality, speed, structured)
+    found = comparison.together(quality, speed, structured, tasks)
     return write_evidence(destination, found.header, found.quality, found.runs)
 
 
@@ -81,6 +84,9 @@ def _undecided(verdict: Verdict) -> list[str]:
     if verdict.verdict != "INCONCLUSIVE":
         return []
     unsettled = [row.metric.partition(SLICE)[0] for row in verdict.gates if row.verdict == "INCONCLUSIVE"]
+    # A task is asked once, whole.
+    if any(metric.startswith(TASK) for metric in unsettled):
+        return []
     return list(dict.fromkeys(unsettled))
 
 
@@ -100,6 +106,8 @@ def check_evaluation(job: Job) -> None:
     unseen = disjoint_texts(job.tokens.tolist(), [passage.tokens for passage in passages])
     if not unseen.passed:
         raise UsageError(f"evaluate.text was calibrated on: {unseen.detail} Use another text for one of the two.")
+    tasks = read_tasks(job.recipe.evaluate, job.base)
+    check_tasks(tasks, tokenizer, job.checkpoint.shape.context_length or sys.maxsize, job.tokens.tolist())
 
 
 def _check_structured(job: Job, settings: Structured, tokenizer: Any) -> None:
@@ -127,10 +135,11 @@ def _check_structured(job: Job, settings: Structured, tokenizer: Any) -> None:
 
 
 def measure_stages(job: Job, workspace: Workspace) -> tuple[Stage, ...]:
-    """The quality stage and the speed stage of the two built artifacts, and that of structured output if any, at the first look."""
+    """The quality stage and the speed stage of the two built artifacts, and those of structured output and tasks if any, at the first look."""
     comparison = _Comparison.of(job, workspace)
-    stages = (comparison.quality_stage(1), comparison.speed_stage(1))
-    return stages if job.recipe.evaluate.structured is None else (*stages, comparison.structured_stage(1))
+    stages = [comparison.quality_stage(1), comparison.speed_stage(1)]
+    stages += [] if job.recipe.evaluate.structured is None else [comparison.structured_stage(1)]
+    return (*stages, comparison.tasks_stage()) if comparison.tasks else tuple(stages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +150,15 @@ class _Comparison:
     candidate: Path
     baseline: Path
     documents: list[Document]
+    tasks: list[ReadTask]
     header: Header
 
     @classmethod
     def of(cls, job: Job, workspace: Workspace) -> _Comparison:
         documents = evaluation_documents(job)
         candidate, baseline = workspace.path(job.candidate_stage), workspace.path(job.baseline_stage)
-        return cls(job, candidate, baseline, documents, _header(job, workspace, documents))
+        tasks = read_tasks(job.recipe.evaluate, job.base)
+        return cls(job, candidate, baseline, documents, tasks, _header(job, workspace, documents, tasks))
 
     @property
     def runtime(self) -> str:
@@ -169,6 +180,13 @@ class _Comparison:
         calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
         return Stage("quality", self._facts | calibration | asked | {"code": code_digest(*_QUALITY_CODE)})
 
+    def tasks_stage(self) -> Stage:
+        asked = self.job.recipe.evaluate.model_dump(mode="json", include={"tasks"})
+        items = {name: dataclasses.asdict(used) for name, used in self.header.tasks.items()}
+        calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
+        facts = self._facts | calibration | asked | {"items": items, "code": code_digest(*_TASKS_CODE)}
+        return Stage("tasks", facts)
+
     def speed_stage(self, look: int) -> Stage:
         settings = self.job.recipe.evaluate.at(look).model_dump(mode="json")
         asked = {name: settings[name] for name in ("speed", "blocks")}
@@ -183,6 +201,20 @@ class _Comparison:
             write_evidence(partial / _ROWS, header, rows, ())
 
         return read_evidence(workspace.build(self.quality_stage(look), make, again=fresh) / _ROWS)
+
+    def answers(self, workspace: Workspace, fresh: bool) -> Evidence | None:
+        """What both arms answered to the tasks; None where there are none."""
+
+        def make(partial: Path) -> None:
+            tokenizer = load_tokenizer(self.job.checkpoint.directory)
+            baseline, candidate = open_runtime(self.runtime, self.baseline), open_runtime(self.runtime, self.candidate)
+            rows = measure_tasks(self.tasks, tokenizer, baseline, candidate, workspace.progress)
+            checks = (unseen_items(self.job.tokens.tolist(), self.tasks, tokenizer),)
+            write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks), rows, ())
+
+        if not self.tasks:
+            return None
+        return read_evidence(workspace.build(self.tasks_stage(), make, again=fresh) / _ROWS)
 
     def speed(self, workspace: Workspace, look: int, fresh: bool) -> Evidence:
         """What was measured of speed up to a look; the blocks of the look before are not measured again."""
@@ -233,11 +265,14 @@ class _Comparison:
     def structured_settings(self, look: int) -> Structured:
         return self.job.recipe.evaluate.at(look).structured or Structured()
 
-    def together(self, quality: Evidence, speed: Evidence, structured: tuple[StructuredRow, ...]) -> Evidence:
+    def together(
+        self, quality: Evidence, speed: Evidence, structured: tuple[StructuredRow, ...], tasks: Evidence | None
+    ) -> Evidence:
         """All as one."""
-        text, checks = quality.header.text, quality.header.checks
+        text, checks = quality.header.text, quality.header.checks + (tasks.header.checks if tasks else ())
         header = dataclasses.replace(self.header, text=text, checks=checks, environment=speed.header.environment)
-        return dataclasses.replace(quality, header=header, runs=speed.runs, structured=structured)
+        rows = tasks.tasks if tasks else ()
+        return dataclasses.replace(quality, header=header, runs=speed.runs, structured=structured, tasks=rows)
 
     def _measure_quality(
         self, progress: Progress, look: int, earlier: Evidence | None
@@ -299,7 +334,7 @@ def _requests(job: Job, documents: list[Document], tokenizer: Any) -> list[dict[
     return requests_of(job.recipe.evaluate, stream)
 
 
-def _header(job: Job, workspace: Workspace, documents: list[Document]) -> Header:
+def _header(job: Job, workspace: Workspace, documents: list[Document], tasks: list[ReadTask]) -> Header:
     target = TARGETS[job.recipe.target.format]
     manifest = read_manifest(workspace.path(job.candidate_stage))
     files = {arm: workspace.files(stage) for arm, stage in _arms(job).items()}
@@ -325,6 +360,7 @@ def _header(job: Job, workspace: Workspace, documents: list[Document]) -> Header
         text=TextUsed(source=job.recipe.evaluate.text.source, digest=texts_digest(documents), documents=len(documents)),
         checks=(),
         environment=environment(),
+        tasks={task.name: task.used for task in tasks},
     )
 
 

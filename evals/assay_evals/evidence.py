@@ -2,7 +2,7 @@
 
     evidence/
       evidence.json    what was compared, on which text and machine, by which recipe; digests of the two files below
-      quality.jsonl    one JSON object a line: a window of text, a cloze question, a continuation or a structured output
+      quality.jsonl    one JSON object a line: a window of text, a cloze question, a continuation, a structured output or an item of a task
       speed.jsonl      one JSON object a line: a fresh process
 
 A measurement that is not a finite number is kept as null, here None: it never passes for a number, and the gate makes
@@ -74,6 +74,16 @@ class TextUsed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskUsed:
+    """The items of a task: where they are from, a digest of those that were to be answered, and how many these are."""
+
+    __pydantic_config__ = _STRICT
+    source: str
+    digest: str
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """Something that must hold for the measurement to mean anything; one false check makes the run INVALID."""
 
@@ -94,6 +104,7 @@ class Header:
     text: TextUsed
     checks: tuple[Check, ...]
     environment: dict[str, Any]
+    tasks: dict[str, TaskUsed] = field(default_factory=dict[str, TaskUsed])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +240,82 @@ class StructuredRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskItem:
+    """An item of a task.  group: the cluster that it belongs to, if it shares one; tag: its slice."""
+
+    __pydantic_config__ = _STRICT
+    task: str
+    item: str
+    group: str | None
+    tag: str | None
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceItem(TaskItem):
+    """A question with choices: each arm's log-likelihood of each choice after the prompt, in nats, summed over its tokens."""
+
+    kind: Literal["choice"] = "choice"
+    choices: tuple[str, ...]
+    gold: int
+    baseline: tuple[Measured, ...]
+    candidate: tuple[Measured, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) == len(self.baseline) == len(self.candidate) or not all(self.choices):
+            raise ValueError("a question needs two choices or more, none empty, and a log-likelihood of each per arm")
+        if not 0 <= self.gold < len(self.choices):
+            raise ValueError(f"gold is {self.gold}, but there are {len(self.choices)} choices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerItem(TaskItem):
+    """A prompt that both arms answered greedily, with at most `new_tokens`.  Continued.text: before it is cut and normalized."""
+
+    kind: Literal["answer"] = "answer"
+    references: tuple[str, ...]
+    new_tokens: int
+    baseline: Continued
+    candidate: Continued
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise ValueError("an answer needs a reference")
+        if max(self.baseline.tokens, self.candidate.tokens) > self.new_tokens:
+            raise ValueError("an answer has no more tokens than were asked for")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What lm-evaluation-harness made of an arm's responses: a score from 0 to 1.
+
+    responses: the log-likelihood of each continuation, or the generated text.
+    """
+
+    __pydantic_config__ = _STRICT
+    score: Measured
+    responses: tuple[Measured | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredItem(TaskItem):
+    """An item of a task of lm-evaluation-harness.
+
+    choices: how many it has, 0 where it is no choice.  continuations: what likelihoods were asked of; none where text was generated.
+    """
+
+    kind: Literal["scored"] = "scored"
+    target: str
+    choices: int
+    continuations: tuple[str, ...]
+    baseline: Scored
+    candidate: Scored
+
+
+TaskRow = ChoiceItem | AnswerItem | ScoredItem
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One request: seconds from the request to each new token.
 
@@ -278,15 +365,16 @@ class Evidence:
     digest: str
     continuations: tuple[Continuation, ...] = ()
     structured: tuple[StructuredRow, ...] = ()
+    tasks: tuple[TaskRow, ...] = ()
 
     @property
     def quality(self) -> tuple[QualityRow, ...]:
         """All that was measured of quality, as quality.jsonl has it."""
-        return (*self.windows, *self.clozes, *self.continuations, *self.structured)
+        return (*self.windows, *self.clozes, *self.continuations, *self.structured, *self.tasks)
 
 
 _HEADER = TypeAdapter(Header)
-QualityRow = Window | Cloze | Continuation | StructuredRow
+QualityRow = Window | Cloze | Continuation | StructuredRow | TaskRow
 _QUALITY: TypeAdapter[QualityRow] = TypeAdapter(Annotated[QualityRow, Field(discriminator="kind")])
 _SPEED = TypeAdapter(SpeedRun)
 
@@ -319,6 +407,7 @@ def read_evidence(directory: Path) -> Evidence:
         clozes=tuple(row for row in quality if isinstance(row, Cloze)),
         continuations=tuple(row for row in quality if isinstance(row, Continuation)),
         structured=tuple(row for row in quality if isinstance(row, StructuredRow)),
+        tasks=tuple(row for row in quality if isinstance(row, TaskItem)),
         runs=tuple(runs),
         digest=sha256_bytes(header_bytes),
     )

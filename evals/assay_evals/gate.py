@@ -18,7 +18,7 @@ from assay_evals import cost_findings as cost
 from assay_evals import latency_findings as latency
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
-from assay_evals import wording
+from assay_evals import task_findings, wording
 from assay_evals.evidence import Check, Evidence
 from assay_evals.findings import UnmeasurableError
 from assay_evals.slices import TAG, sliced, slices_of
@@ -26,7 +26,7 @@ from assay_evals.statistics import binomial_lower
 from assay_evals.structured import findings as structured
 from assay_evals.validity import checks_of
 from assay_evals.verdict import GateRow, Limit, Outcome, Row, Verdict, limit_of, overall
-from assay_evals.wording import SAME_ARM, SLICE, is_control
+from assay_evals.wording import SAME_ARM, SLICE, TASK, is_control
 
 # A baseline must be known to answer this many times the margin right.
 HEADROOM = 3
@@ -62,8 +62,10 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
     so that it can never stand for it when something is published.
     """
     recipe = evidence.header.recipe
-    declared = (recipe.gate if gate is None else gate).declared()
-    found = {metric: _measured(metric, evidence) for metric in _MEASURES}
+    asked = recipe.gate if gate is None else gate
+    declared = asked.declared() | {TASK + name: criterion for name, criterion in (asked.tasks or {}).items()}
+    tasks = [TASK + task.name for task in recipe.evaluate.tasks]
+    found = {metric: _measured(metric, evidence) for metric in dict.fromkeys((*_MEASURES, *tasks, *declared))}
     gates = tuple(row for metric, criterion in declared.items() for row in _gate_rows(metric, criterion, found[metric]))
     gated = {row.metric for row in gates}
     rows = [row for measured in found.values() if isinstance(measured, list) for row in measured]
@@ -74,8 +76,11 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         for metric in _SLICED
         if isinstance(found[metric], list)
     }
-    gates += _slice_gates((recipe.gate if gate is None else gate).slices, slices)
-    checks = (*checks_of(evidence), _all_measured(evidence, declared, found), *_sensitive(declared, found))
+    gates += _slice_gates(asked.slices, slices)
+    slices |= {
+        metric: task_findings.task_slices(evidence, metric) for metric in tasks if isinstance(found[metric], list)
+    }
+    checks = (*checks_of(evidence), _all_measured(evidence, declared, found), *_sensitive(evidence, declared, found))
     verdict = overall(gates, checks)
     return Verdict(
         verdict=verdict,
@@ -135,7 +140,8 @@ def _named(evidence: Evidence) -> list[str]:
     """The metrics that the recipe names, gated or not."""
     evaluate = evidence.header.recipe.evaluate
     named = [metric.metric for metric in (*evaluate.quality, *evaluate.speed)]
-    return [*named, "structured.valid"] if evaluate.structured else named
+    named += ["structured.valid"] if evaluate.structured else []
+    return named + [TASK + task.name for task in evaluate.tasks]
 
 
 def _not_to_be_had(
@@ -159,27 +165,30 @@ def _all_measured(evidence: Evidence, declared: dict[str, Strict], found: dict[s
     return Check(name="every metric measured", passed=passed, detail=detail)
 
 
-def _sensitive(declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> list[Check]:
-    """Whether a loss of the declared margin could show: a baseline that is almost never right has little to lose."""
+def _sensitive(evidence: Evidence, declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> list[Check]:
+    """Whether a loss of the declared margin could show: a baseline that is right no more often than chance has little to lose."""
     return [
-        _headroom(metric, criterion.max_drop, measured[0])
+        _headroom(metric, criterion.max_drop, measured[0], task_findings.chance_level(evidence, metric))
         for metric, criterion in declared.items()
         if isinstance(criterion, MaxDrop) and not isinstance(measured := found[metric], str)
     ]
 
 
-def _headroom(metric: str, margin: float, row: Row) -> Check:
+def _headroom(metric: str, margin: float, row: Row, chance: float) -> Check:
+    """chance: what guessing would get right."""
     right = round((row.baseline or 0.0) * row.n)
     least = binomial_lower(right, row.n, quality.ALPHA)
     what = "questions" if metric == "cloze_accuracy" else "items"
     name = "a loss would show" if metric == "cloze_accuracy" else f"a loss would show in {metric}"
     detail = f"The baseline answers {right:,} of {row.n:,} {what} right, at least {100 * least:.1f}% of such {what}"
-    passed = least >= HEADROOM * margin
+    detail += f", where guessing gets {100 * chance:.1f}%" * bool(chance)
+    passed = least - chance >= HEADROOM * margin
     if passed:
         detail += f"; a loss of {100 * margin:g} points would show."
     else:
+        apart = "guessing when what is above it" if chance else "its own mistakes when that"
         detail += (
-            f". A loss of {100 * margin:g} points can only be told apart from its own mistakes when that is {HEADROOM} times as much: "
+            f". A loss of {100 * margin:g} points can only be told apart from {apart} is {HEADROOM} times as much: "
             f"declare a smaller max_drop, or evaluate on {'text' if what == 'questions' else what} that the model knows better."
         )
     return Check(name=name, passed=passed, detail=detail)
@@ -192,7 +201,7 @@ def _other_recipe(digest: str, gate: Gate) -> str:
 def _measured(name: str, evidence: Evidence) -> list[Row] | str:
     """The rows of a metric, or the reason why it has none."""
     try:
-        return _MEASURES[name](evidence)
+        return task_findings.task_rows(evidence, name) if name.startswith(TASK) else _MEASURES[name](evidence)
     except UnmeasurableError as error:
         return str(error)
 

@@ -7,6 +7,7 @@ assumptions are stated with every answer. A plan is a forecast: the gate never r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from assay.recipe import (
@@ -22,6 +23,7 @@ from assay_evals import speed_findings as speed
 from assay_evals import wording
 from assay_evals.statistics import binomial_upper, detectable, t_half_width
 from assay_evals.verdict import limit_of
+from assay_evals.wording import TASK
 
 MOST_BLOCKS = 200
 
@@ -61,10 +63,34 @@ class Reach:
     sentence: str
 
 
-def plan_gates(evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None = None) -> tuple[Reach, ...]:
-    """For each gate, the smallest difference that `evaluate` can resolve at its last look, and whether its margin is in reach."""
+def plan_gates(
+    evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None = None, items: Mapping[str, int] | None = None
+) -> tuple[Reach, ...]:
+    """For each gate, the smallest difference that `evaluate` can resolve at its last look, and whether its margin is in reach.
+
+    items: how many items each task has, where its `samples` do not say it.
+    """
     assumed, last = assumptions or Assumptions(), evaluate.at(evaluate.looks)
-    return tuple(_reach(metric, criterion, last, assumed) for metric, criterion in gate.declared().items())
+    metrics = tuple(_reach(metric, criterion, last, assumed) for metric, criterion in gate.declared().items())
+    return metrics + _task_reaches(evaluate, gate, assumed, items or {})
+
+
+def _task_reaches(evaluate: Evaluate, gate: Gate, assumed: Assumptions, items: Mapping[str, int]) -> tuple[Reach, ...]:
+    """Of tasks, which are asked once however often the gate may look; items without a group are independent."""
+    clustered = {task.name: task.group is not None for task in evaluate.tasks}
+    counts = {task.name: task.samples for task in evaluate.tasks if task.samples} | dict(items)
+    # One of so many clusters, counted once more, widens next to nothing.
+    alone = replace(assumed, design_effect=1.0, caution=1.0)
+    return tuple(
+        _accuracy(
+            TASK + name,
+            criterion.model_dump(),
+            (counts[name], "items"),
+            quality.ALPHA,
+            assumed if clustered[name] else alone,
+        )
+        for name, criterion in (gate.tasks or {}).items()
+    )
 
 
 def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumptions) -> Reach:
@@ -101,24 +127,25 @@ def _new_invalid(rule: dict[str, float], samples: int, alpha: float) -> Reach:
     return Reach("structured.new_invalid", rule, samples, 0.0, True, sentence)
 
 
-def _accuracy(metric: str, rule: dict[str, float], asked: tuple[int, str], alpha: float, assumed: Assumptions) -> Reach:
+def _accuracy(
+    metric: str, rule: dict[str, float], samples: tuple[int, str], alpha: float, assumed: Assumptions
+) -> Reach:
     """A candidate without any true loss must show a loss below the margin: M ≥ (caution · z + z) √(ρ · deff / n)."""
 
     def smallest_with(count: int) -> float:
         error = math.sqrt(assumed.discordance * assumed.design_effect / count)
         return max(_resolved(error, alpha, assumed), binomial_upper(0, count, alpha))
 
-    samples, unit = asked
-    (margin,) = rule.values()
-    smallest = smallest_with(samples)
-    found = f"{samples:,} {unit} resolve {100 * smallest:.2f} points"
+    (margin,), (count, unit) = rule.values(), samples
+    smallest = smallest_with(count)
+    found = f"{count:,} {unit} resolve {100 * smallest:.2f} points"
     basis = f"(assuming that {100 * assumed.discordance:g}% of answers flip, design effect {assumed.design_effect:g})"
     advice = ""
     if smallest > margin:
         # The first term falls as 1/√n and the exact bound faster, so this count is enough for both.
-        needed = _hundreds(samples * (smallest / margin) ** 2)
+        needed = _hundreds(count * (smallest / margin) ** 2)
         advice = f" The margin is {100 * margin:g} points: ask for about {needed:,} {unit}."
-    return Reach(metric, rule, samples, smallest, smallest <= margin, f"{found} {basis}.{advice}")
+    return Reach(metric, rule, count, smallest, smallest <= margin, f"{found} {basis}.{advice}")
 
 
 def _divergence(rule: dict[str, float], tokens: int, alpha: float, assumed: Assumptions) -> Reach:

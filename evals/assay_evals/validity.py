@@ -7,14 +7,14 @@ missing, doubled, not a number or not what the recipe asked for is never skipped
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 
 from assay.recipe import ClozeAccuracyMetric, GreedyAgreementMetric
-from assay_evals.evidence import Check, Evidence
+from assay_evals.evidence import Check, ChoiceItem, Evidence, ScoredItem, TaskRow
 from assay_evals.findings import UnmeasurableError
 from assay_evals.speed_findings import blocks_of
 
-KL_ROUNDING = 1e-3
+KL_ROUNDING = LIKELIHOOD_ROUNDING = 1e-3
 # What only the evaluator can see, because it takes the models. Each has to be there, once.
 EVALUATORS = (
     "tokenizer identity",
@@ -22,6 +22,8 @@ EVALUATORS = (
     "decode path",
     "evaluation text unseen in calibration",
 )
+# Also, where the recipe has tasks.
+TASKS_UNSEEN = "task items unseen in calibration"
 
 
 def checks_of(evidence: Evidence) -> tuple[Check, ...]:
@@ -40,8 +42,9 @@ def checks_of(evidence: Evidence) -> tuple[Check, ...]:
 
 def _evaluators(evidence: Evidence) -> Check:
     found = [check.name for check in evidence.header.checks]
-    if sorted(found) != sorted(EVALUATORS):
-        return _failed("evaluator's checks", f"Wanted: {', '.join(EVALUATORS)}; found: {', '.join(found) or 'none'}.")
+    wanted = (*EVALUATORS, *([TASKS_UNSEEN] if evidence.header.recipe.evaluate.tasks else []))
+    if sorted(found) != sorted(wanted):
+        return _failed("evaluator's checks", f"Wanted: {', '.join(wanted)}; found: {', '.join(found) or 'none'}.")
     return _passed("evaluator's checks", f"All {len(found)} that take the models were made.")
 
 
@@ -78,13 +81,20 @@ def _samples(evidence: Evidence) -> Check:
             short.append(f"{tokens:,} of {metric.tokens:,} tokens for {metric.metric}")
     if evaluate.structured and len(evidence.structured) < evaluate.structured.samples:
         short.append(f"{len(evidence.structured):,} of {evaluate.structured.samples:,} structured outputs")
+    answered = Counter(row.task for row in evidence.tasks)
+    for task in evaluate.tasks:
+        used = evidence.header.tasks.get(task.name)
+        wanted = max(used.items if used else 1, task.samples or 0)
+        if answered[task.name] < wanted:
+            short.append(f"{answered[task.name]:,} of {wanted:,} items of the task {task.name}")
     blocks = len({run.block for run in evidence.runs})
     if any(metric.metric != "size_on_disk" for metric in evaluate.speed) and blocks < evaluate.blocks:
         short.append(f"{blocks} of {evaluate.blocks} blocks of processes")
     if short:
         remedy = "Measure again; where the text is too short, ask for fewer samples in the recipe."
         return _failed("samples as declared", f"Measured only {', '.join(short)}. {remedy}")
-    counts = f"{tokens:,} tokens, {len(evidence.clozes):,} cloze questions, {blocks} blocks of processes"
+    items = f"{len(evidence.tasks):,} items of tasks, " if evaluate.tasks else ""
+    counts = f"{tokens:,} tokens, {len(evidence.clozes):,} cloze questions, {items}{blocks} blocks of processes"
     return _passed("samples as declared", f"Measured {counts}.")
 
 
@@ -94,6 +104,7 @@ def _measured_once(evidence: Evidence) -> Check:
         *_repeated("cloze question", ((row.document, row.window, row.position) for row in evidence.clozes)),
         *_repeated("continuation", ((row.document, row.window) for row in evidence.continuations)),
         *_repeated("structured output", (row.item for row in evidence.structured)),
+        *_repeated("item", ((row.task, row.item) for row in evidence.tasks)),
         *_repeated("process", ((row.block, row.position) for row in evidence.runs)),
     ]
     if repeated:
@@ -119,6 +130,8 @@ def _numbers(evidence: Evidence) -> Check:
         times = [] if row.refused is not None else [row.compile_seconds, *row.step_seconds]
         if any(value is None or value <= 0 for value in times):
             wrong.append(f"the enforced output of {row.item!r} has a time that is not a number above zero")
+    for row in evidence.tasks:
+        wrong += [f"item {row.item!r} of the task {row.task} has {reason}" for reason in _impossible(row)]
     for run in evidence.runs:
         place = f"process {run.position} of block {run.block}"
         times = [run.load_seconds, *(seconds for item in run.generations for seconds in item.token_seconds)]
@@ -130,6 +143,18 @@ def _numbers(evidence: Evidence) -> Check:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return _failed("finite numbers", f"{wrong[0][0].upper()}{wrong[0][1:]}{more}.")
     return _passed("finite numbers", "Every measurement is a finite, possible number.")
+
+
+def _impossible(row: TaskRow) -> Iterator[str]:
+    if isinstance(row, ChoiceItem):
+        if any(value is None for value in (*row.baseline, *row.candidate)):
+            yield "a log-likelihood that is not a finite number"
+        elif any(value is not None and value > LIKELIHOOD_ROUNDING for value in (*row.baseline, *row.candidate)):
+            yield "a log-likelihood above zero"
+    elif isinstance(row, ScoredItem) and not all(
+        arm.score is not None and 0 <= arm.score <= 1 for arm in (row.baseline, row.candidate)
+    ):
+        yield "a score that is not a number from 0 to 1"
 
 
 def _blocks(evidence: Evidence) -> Check:

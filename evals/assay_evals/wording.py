@@ -11,7 +11,7 @@ from typing import Literal
 
 Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "joules", "bits", "count", "plain"]
 Difference = Literal["points", "factor", "itself"]
-SAME_ARM, SLICE = ".same_arm", "@"
+SAME_ARM, SLICE, TASK = ".same_arm", "@", "task."
 MOST_DIGITS = 8
 
 
@@ -70,6 +70,15 @@ METRICS: dict[str, Words] = {
     "kl_divergence.max": Words("KL divergence, max", "nats", "itself", False),
     "cloze_disagreement": Words("cloze answers flipped", "share", "itself", False),
 }
+# What is told of a task beside its accuracy, by the end of the metric's name.
+_TASK_PARTS: dict[str, Words] = {
+    "": Words("", "share", "points", True),
+    "raw": Words(", by the sum of log-likelihoods", "share", "points", True),
+    "normalized": Words(", by log-likelihood per character", "share", "points", True),
+    "flipped": Words(", answers flipped", "share", "itself", False),
+    "unstopped": Words(", answers cut off by the limit", "share", "points", False),
+    "length": Words(", length of answers", "plain", "factor", True),
+}
 
 
 def words(metric: str) -> Words:
@@ -78,7 +87,12 @@ def words(metric: str) -> Words:
         base = words(metric.removesuffix(SAME_ARM))
         return Words(f"{base.label}, same build against itself", base.unit, "factor", base.higher_is_better)
     whole, _, part = metric.partition(SLICE)
-    return replace(METRICS[whole], label=f"{METRICS[whole].label}, {part}") if part else METRICS[whole]
+    if part:
+        return replace(words(whole), label=f"{words(whole).label}, {part}")
+    if metric.startswith(TASK):
+        name, _, part = metric.removeprefix(TASK).partition(".")
+        return replace(_TASK_PARTS[part], label=f"task {name}{_TASK_PARTS[part].label}")
+    return METRICS[metric]
 
 
 def is_control(metric: str) -> bool:

@@ -55,13 +55,13 @@ def same_template(expected: str | None, found: Mapping[str, str | None]) -> Chec
 
 def disjoint_texts(calibration: Iterable[Sequence[int]], evaluation: Iterable[Sequence[int]]) -> Check:
     """Share of the evaluation windows' 13-token sequences that also stand in the calibration windows."""
-    seen = {gram for tokens in calibration for gram in _grams(tokens)}
-    grams = [gram for tokens in evaluation for gram in _grams(tokens)]
-    share = sum(gram in seen for gram in grams) / max(1, len(grams))
+    seen = {gram for tokens in calibration for gram in grams(tokens)}
+    found = [gram for tokens in evaluation for gram in grams(tokens)]
+    share = sum(gram in seen for gram in found) / max(1, len(found))
     return Check(
         name="evaluation text unseen in calibration",
         passed=share <= _MOST_OVERLAP,
-        detail=f"{share:.2%} of its {len(grams)} sequences of {_GRAM} tokens stand in the calibration text; at most {_MOST_OVERLAP:.0%} may.",
+        detail=f"{share:.2%} of its {len(found)} sequences of {_GRAM} tokens stand in the calibration text; at most {_MOST_OVERLAP:.0%} may.",
     )
 
 
@@ -100,5 +100,6 @@ def decode_path(baseline: Runtime, candidate: Runtime, passages: Sequence[Passag
     return Check(name="decode path", passed=sound, detail=detail)
 
 
-def _grams(tokens: Sequence[int]) -> Iterable[tuple[int, ...]]:
+def grams(tokens: Sequence[int]) -> Iterable[tuple[int, ...]]:
+    """Every sequence of 13 tokens."""
     return (tuple(tokens[start : start + _GRAM]) for start in range(len(tokens) - _GRAM + 1))

@@ -14,6 +14,7 @@ from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
 from assay_evals.evidence import Check, Evidence
 from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, ending, row_view, slice_views, summary, worth
+from assay_evals.task_findings import Judged
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -37,7 +38,7 @@ def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, An
         ),
         _details("Checks", _bullets(_check(check) for check in verdict.checks)),
         _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
-        _flips(evidence),
+        *_flips(evidence),
         _outputs(evidence),
         _details("What was compared", _facts(verdict, evidence)),
     )
@@ -72,23 +73,29 @@ def _check(check: Check) -> str:
     return f"{check.name}: {'holds' if check.passed else 'FAILED'}. {check.detail}"
 
 
-def _flips(evidence: Evidence) -> str:
+def _flips(evidence: Evidence) -> list[str]:
     """The worst answers that went from right to wrong, both beside each other."""
-    rows = [
-        (
-            f"… {clip(flip.context[-_LONGEST_TEXT:], _LONGEST_TEXT)}",
-            flip.word,
-            flip.baseline.answer,
-            flip.candidate.answer,
-        )
-        for flip in worst_disagreements(evidence, FLIPS).flips
+    worst = worst_disagreements(evidence, FLIPS)
+    clozes = [
+        (f"… {flip.context[-_LONGEST_TEXT:]}", flip.word, flip.baseline.answer, flip.candidate.answer)
+        for flip in worst.flips
     ]
-    if not rows:
-        return ""
-    return _details(
-        f"The {len(rows)} worst of the answers that became wrong",
-        _table(("text", "expected", "baseline", "candidate"), rows),
-    )
+    parts = [_flip_table("The {} worst of the answers that became wrong", "text", clozes)]
+    for name, items in worst.tasks.items():
+        rows = [
+            (ending(item.row.prompt, _LONGEST_TEXT), clip(item.expected, _LONGEST_TEXT), *_answers(item))
+            for item in items
+        ]
+        parts.append(_flip_table(f"The {{}} worst of the answers to the task {name} that became wrong", "item", rows))
+    return parts
+
+
+def _answers(item: Judged) -> tuple[str, str]:
+    return clip(item.answers[0], _LONGEST_TEXT), clip(item.answers[1], _LONGEST_TEXT)
+
+
+def _flip_table(title: str, what: str, rows: Sequence[Sequence[str]]) -> str:
+    return _details(title.format(len(rows)), _table((what, "expected", "baseline", "candidate"), rows))
 
 
 def _outputs(evidence: Evidence) -> str:

@@ -21,6 +21,7 @@ from assay_evals.evidence import Continuation, Continued, Evidence
 from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
 from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, ending, row_view, slice_views, summary, worth
+from assay_evals.task_findings import Judged
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
@@ -47,6 +48,15 @@ class Tile:
     label: str
     change: str
     interval: str
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """The worst of the answers to a task that became wrong, of how many."""
+
+    name: str
+    items: tuple[Judged, ...]
+    total: int
 
 
 def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock: dict[str, Any]) -> str:
@@ -79,6 +89,11 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         outputs=worst.outputs[:FLIPS],
         outputs_worse=len(worse_outputs(evidence)),
         outputs_total=len(evidence.structured),
+        tasks=[
+            TaskView(name, items, sum(row.task == name for row in evidence.tasks))
+            for name, items in worst.tasks.items()
+            if items
+        ],
         windows=[
             (window, divergence_strip(window, largest), mean_divergence(window)) for window in worst.windows[:WINDOWS]
         ],

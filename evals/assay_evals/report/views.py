@@ -8,7 +8,7 @@ from assay_evals import wording
 from assay_evals.comparison import Contrast
 from assay_evals.evidence import Written
 from assay_evals.verdict import GateRow, Outcome, Row, Verdict
-from assay_evals.wording import SLICE
+from assay_evals.wording import SLICE, TASK
 
 FLIPS = 10
 # Each outcome has a sign of its own, for people who do not see colours.
@@ -87,6 +87,7 @@ def contrast_lines(contrast: Contrast) -> list[str]:
 def summary(verdict: Verdict) -> str:
     """The consequences in one sentence, for a pull request or a message."""
     rows = [row for metric in TILES[:3] if (row := verdict.row(metric)) and row.difference is not None]
+    rows += [row for row in verdict.gates if row.metric.startswith(TASK) and row.difference is not None]
     rows += [row for row in verdict.gates if row not in rows and _is_worse(row)]
     phrases = [wording.consequence(row.metric, row.difference) + _in_brackets(row) for row in rows]
     sentence = ", ".join(phrases)
