@@ -377,6 +377,18 @@ def test_a_settled_gate_does_not_look_again(tmp_path: Path, make_recipe: MakeRec
         assert (outcome.verdict.verdict, outcome.verdict.gates[0].n < 800) == (verdict, True)
 
 
+def test_a_margin_out_of_reach_is_refused_before_anything_is_built_where_the_recipe_says_so(
+    tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    evaluate = {"length": 64, "quality": [{"metric": "cloze_accuracy", "samples": 20}], "unreachable": "refuse"}
+    recipe = make_recipe(tmp_path, evaluate=evaluate, gate={"cloze_accuracy": {"max_drop": 0.01}})
+    with pytest.raises(
+        UsageError, match=r"too few for the gate .*The margin is 1 points: ask for about [\d,]+ questions"
+    ):
+        compile_(recipe, tmp_path / "artifacts")
+    assert not [stage for stage in (tmp_path / "artifacts/cache").glob("*") if stage.name.startswith("quantize")]
+
+
 def test_a_text_too_short_for_the_last_look_is_refused_before_anything_is_built(
     tmp_path: Path, make_recipe: MakeRecipe
 ) -> None:

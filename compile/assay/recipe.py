@@ -502,6 +502,11 @@ class Evaluate(Strict):
         str | None, Field(pattern="^[A-Z]{3}$", description="the price's currency as three letters, such as EUR")
     ] = None
 
+    unreachable: Annotated[
+        Literal["measure", "refuse"],
+        Field(description="what to do when a gate's samples are too few for its margin, by the plan's assumptions"),
+    ] = "measure"
+
     def at(self, look: int) -> Evaluate:
         """What is measured when the gate looks for the n-th time: 2ⁿ⁻¹ times the samples that are declared."""
         factor = 2 ** (look - 1)

@@ -18,7 +18,7 @@ from assay.errors import UsageError
 from assay.host import code_digest, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.progress import Progress
-from assay.recipe import QUALITY_GATES, EnergyMetric, Structured
+from assay.recipe import QUALITY_GATES, EnergyMetric, Recipe, Structured
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
@@ -37,6 +37,7 @@ from assay_evals.evidence import (
     write_evidence,
 )
 from assay_evals.gate import judge
+from assay_evals.planning import plan_gates
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
@@ -96,6 +97,7 @@ def check_evaluation(job: Job) -> None:
     Asked before hours are spent on building what could then not be measured.
     """
     runtime_version(TARGETS[job.recipe.target.format].runtime)
+    _check_reach(job.recipe)
     documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
     last = job.recipe.evaluate.at(job.recipe.evaluate.looks)
     passages = select_passages(documents, tokenizer, last)
@@ -108,6 +110,15 @@ def check_evaluation(job: Job) -> None:
         raise UsageError(f"evaluate.text was calibrated on: {unseen.detail} Use another text for one of the two.")
     tasks = read_tasks(job.recipe.evaluate, job.base)
     check_tasks(tasks, tokenizer, job.checkpoint.shape.context_length or sys.maxsize, job.tokens.tolist())
+
+
+def _check_reach(recipe: Recipe) -> None:
+    """UsageError for gates that the declared samples are not expected to settle, where the recipe wants it refused."""
+    if recipe.evaluate.unreachable == "refuse":
+        far = [reach for reach in plan_gates(recipe.evaluate, recipe.gate) if not reach.in_reach]
+        if far:
+            told = " ".join(f"{words(reach.metric).label}: {reach.sentence}" for reach in far)
+            raise UsageError(f"the samples are too few for the gate (evaluate.unreachable: refuse). {told}")
 
 
 def _check_structured(job: Job, settings: Structured, tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ from assay.recipe import SPEED_GATES, Evaluate
 from assay_evals.evidence import Evidence, Generation, PrefixHit, SpeedRun, read_evidence, write_evidence
 from assay_evals.gate import judge
 from assay_evals.latency_findings import inter_token_latency
+from assay_evals.report import render_report
 from assay_evals.verdict import Row, Verdict
 from assay_evals.wording import is_control
 
@@ -123,6 +124,17 @@ def test_every_prompt_length_is_a_row_and_a_gate(make_evidence: Make) -> None:
     assert [row.verdict for row in slow.gates] == ["PASS", "PASS", "FAIL"]
     assert slow.verdict == "FAIL"
     assert slow.reasons[0].startswith("time to first token, prompt_tokens=256: Even the better end")
+
+
+def test_times_at_several_lengths_are_drawn_as_curves(make_evidence: Make) -> None:
+    metric = {"metric": "time_to_first_token", "prompt_tokens": [*PROMPTS]}
+    evidence = measured(make_evidence, metric)
+    page = render_report("html", judge(evidence), evidence, {}, {}).decode()
+    assert page.count("class='curve baseline'") == page.count("class='curve candidate'") == 1
+    section = page[page.index("By length of the prompt") :]
+    assert "Time to first token" in section and ">64</text>" in section and ">256</text>" in section
+    single = measured(make_evidence, metric | {"prompt_tokens": 64})
+    assert "By length of the prompt" not in render_report("html", judge(single), single, {}, {}).decode()
 
 
 def test_a_length_that_was_not_measured_is_invalid(make_evidence: Make) -> None:

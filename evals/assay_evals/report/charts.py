@@ -172,6 +172,45 @@ def scatter(points: Sequence[Point], labels: tuple[str, str], percent: bool) -> 
     )
 
 
+def curves(rows: Sequence[tuple[int, Row]], label: str) -> Markup:
+    """A time at several lengths of the prompt, of both arms; rows: (tokens of the prompt, candidate / baseline), by rising length.
+
+    The candidate's bars are the intervals of the paired ratio, laid at the baseline.
+    """
+    points = [
+        (length, row.baseline, row.candidate, [row.baseline * end for end in row.interval])
+        for length, row in rows
+        if row.baseline is not None and row.candidate is not None and row.interval is not None
+    ]
+    if len(points) < 2:
+        return Markup("")
+    x = _padded([0, *(float(point[0]) for point in points)], 58, 464, from_zero=True)
+    y = _padded([0, *(value for _, before, after, bar in points for value in (before, after, *bar))], 268, 18, True)
+    parts = [
+        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
+        *(f"<text x='{x.at(length):.1f}' y='287' class='tick middle'>{length:,}</text>" for length, *_ in points),
+        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}</text>" for tick in y.ticks()),
+    ]
+    arms = {
+        "baseline": [(x.at(length), y.at(before)) for length, before, _, _ in points],
+        "candidate": [(x.at(length), y.at(after)) for length, _, after, _ in points],
+    }
+    for arm, places in arms.items():
+        path = " ".join(f"{across:.1f},{up:.1f}" for across, up in places)
+        parts.append(f"<polyline class='curve {arm}' points='{path}'/>")
+        for number, (across, up) in enumerate(places):
+            parts.append(_dot(across, up, arm, arm if number == len(places) - 1 else ""))
+    for length, _, _, (low, high) in points:
+        parts.append(_bar((x.at(length), y.at(low)), (x.at(length), y.at(high)), "candidate"))
+    parts += [
+        "<text class='axis middle' x='261' y='312'>tokens of the prompt</text>",
+        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{escape(label)}</text>",
+    ]
+    return Markup(
+        f"<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='{escape(label)}'>{''.join(parts)}</svg>"
+    )
+
+
 def _padded(values: Sequence[float], start: float, stop: float, from_zero: bool = False) -> Axis:
     low, high = min(values), max(values)
     room = 0.15 * (high - low) or 1.0

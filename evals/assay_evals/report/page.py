@@ -18,12 +18,24 @@ from markupsafe import Markup
 from assay_evals import wording
 from assay_evals.disagreements import mean_divergence, worse_outputs, worst_disagreements
 from assay_evals.evidence import Continuation, Continued, Evidence
-from assay_evals.report.charts import divergence_strip, forest_row, tradeoff
+from assay_evals.report.charts import curves, divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
-from assay_evals.report.views import FLIPS, MEANING, TILES, RowView, clip, ending, row_view, slice_views, summary, worth
+from assay_evals.report.views import (
+    FLIPS,
+    MEANING,
+    TILES,
+    RowView,
+    capital,
+    clip,
+    ending,
+    row_view,
+    slice_views,
+    summary,
+    worth,
+)
 from assay_evals.task_findings import Judged
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
-from assay_evals.wording import SAME_ARM
+from assay_evals.wording import SAME_ARM, SLICE
 
 WINDOWS = 5
 CONTINUATIONS = 5
@@ -76,6 +88,7 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         controls=[row_view(row) for row in verdict.reported if row.metric.endswith(SAME_ARM)],
         slices=slice_views(verdict),
         tradeoff=_tradeoff(verdict, evidence),
+        latencies=_latencies(verdict),
         layers=chart_layers(read_layers(manifest)),
         fallbacks=[str(sentence) for sentence in manifest.get("fallbacks", [])],
         flips=worst.flips[:FLIPS],
@@ -160,6 +173,23 @@ def _tradeoff(verdict: Verdict, evidence: Evidence) -> Markup:
         return Markup("")
     names = ("baseline", f"candidate, {evidence.header.candidate.scheme}")
     return tradeoff(quality, speed, verdict.row(speed.metric + SAME_ARM), names)
+
+
+def _latencies(verdict: Verdict) -> list[tuple[str, Markup]]:
+    """For each time that was measured at several lengths of the prompt, its label and its curve."""
+    found: dict[str, list[tuple[int, Row]]] = {}
+    for row in (*verdict.gates, *verdict.reported):
+        metric, _, length = row.metric.partition(f"{SLICE}prompt_tokens=")
+        if length.isdigit() and wording.words(metric).unit == "seconds":
+            found.setdefault(metric, []).append((int(length), row))
+    charts = [
+        (
+            capital(wording.words(metric).label),
+            curves(sorted(rows, key=lambda pair: pair[0]), f"{wording.words(metric).label}, seconds"),
+        )
+        for metric, rows in found.items()
+    ]
+    return [(label, chart) for label, chart in charts if chart]
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
