@@ -156,7 +156,7 @@ DAMAGE: dict[str, tuple[Any, str | None, int, str]] = {
         None,
         "evaluate.speed=[{metric: time_to_first_token, prompt_tokens: 300}]",
         2,
-        "a request of 300 tokens exceeds the model's context of 256",
+        "a request of 301 tokens exceeds the model's context of 256",
     ),
     "long window": (None, "calibration.length=300", 2, "length 300 exceeds the model's context of 256"),
     "group size": (None, "quantize.group_size=128", 2, "sizes that work: 32, 64, channel"),
