@@ -15,7 +15,7 @@ from typing import Any
 from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest, size_bytes
 from assay.calibration import encode
 from assay.errors import UsageError
-from assay.host import code_digest, environment, machine_facts
+from assay.host import code_digest, cores, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.progress import Progress
 from assay.recipe import QUALITY_GATES, EnergyMetric, Recipe, Structured
@@ -41,7 +41,7 @@ from assay_evals.planning import plan_gates
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
-from assay_evals.runtimes.base import end_tokens, open_runtime, runtime_version
+from assay_evals.runtimes.base import Runtime, end_tokens, open_runtime, runtime_version
 from assay_evals.speed.energy import find_counters
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
@@ -175,6 +175,10 @@ class _Comparison:
     def runtime(self) -> str:
         return TARGETS[self.job.recipe.target.format].runtime
 
+    def _open(self, directory: Path) -> Runtime:
+        """An arm to be scored: what it computes is the same on every core there is, only sooner. Speed is timed as it is served."""
+        return open_runtime(self.runtime, directory, threads=cores())
+
     @property
     def _facts(self) -> dict[str, Any]:
         return {
@@ -218,7 +222,7 @@ class _Comparison:
 
         def make(partial: Path) -> None:
             tokenizer = load_tokenizer(self.job.checkpoint.directory)
-            baseline, candidate = open_runtime(self.runtime, self.baseline), open_runtime(self.runtime, self.candidate)
+            baseline, candidate = self._open(self.baseline), self._open(self.candidate)
             rows = measure_tasks(self.tasks, tokenizer, baseline, candidate, workspace.progress)
             checks = (unseen_items(self.job.tokens.tolist(), self.tasks, tokenizer),)
             write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks), rows, ())
@@ -291,7 +295,7 @@ class _Comparison:
         tokenizer = load_tokenizer(self.job.checkpoint.directory)
         asked = self.job.recipe.evaluate.at(look)
         passages = select_passages(self.documents, tokenizer, asked)
-        baseline, candidate = open_runtime(self.runtime, self.baseline), open_runtime(self.runtime, self.candidate)
+        baseline, candidate = self._open(self.baseline), self._open(self.candidate)
         checks = (
             same_tokenizer(baseline, candidate, tokenizer, self.documents),
             same_template(
@@ -324,7 +328,7 @@ class _Comparison:
         settings, tokenizer = self.structured_settings(look), load_tokenizer(self.job.checkpoint.directory)
         arms: list[WritingArm] = []
         for directory in (self.baseline, self.candidate):
-            runtime = open_runtime(self.runtime, directory)
+            runtime = self._open(directory)
             arms.append(WritingArm(runtime, Enforcer(load_tokenizer(directory), runtime.ends)))
         items = load_items(settings, self.job.base)[known:]
         asked = [(item, prompt_tokens(item, tokenizer)) for item in items]

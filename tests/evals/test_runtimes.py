@@ -79,6 +79,12 @@ def test_logits_stay_what_they_were(opened: Callable[[str], Runtime], name: str)
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
+def test_threads_change_the_time_and_nothing_else(directory_for: Callable[[str], Path], name: str) -> None:
+    one, two = (open_runtime(name, directory_for(name), threads=count).logits(PROMPT) for count in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize("new_tokens", [1, 9])
 def test_generation_takes_the_likeliest_token_each_time(
     opened: Callable[[str], Runtime], name: str, new_tokens: int

@@ -17,7 +17,7 @@ TIMES = "seconds.json"
 class SleepingRuntime:
     """Its tokens are the numbers from the prompt's last one on, with a cache that may be broken."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
         self._times: dict[str, Any] = json.loads((directory / TIMES).read_text())
         self.context_length = 100_000
 

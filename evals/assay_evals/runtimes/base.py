@@ -69,8 +69,11 @@ _RUNTIMES = {
 }
 
 
-def open_runtime(name: str, directory: Path) -> Runtime:
-    """Load a model directory into a runtime; UsageError names what to install when the runtime is absent."""
+def open_runtime(name: str, directory: Path, *, threads: int | None = None) -> Runtime:
+    """Load a model directory into a runtime; UsageError names what to install when the runtime is absent.
+
+    threads: how many to compute with, for scoring; as many as it serves with, unless given.
+    """
     if name not in _RUNTIMES:
         raise NotSupportedError(f"{directory}: there is no runtime {name}; this release has {', '.join(_RUNTIMES)}.")
     module, _, attribute = _RUNTIMES[name].partition(":")
@@ -78,7 +81,7 @@ def open_runtime(name: str, directory: Path) -> Runtime:
         opener = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise UsageError(f"the runtime {name} is not installed ({error}): pip install 'assay[compile,cpu]'.") from error
-    return cast(Runtime, opener(directory))
+    return cast(Runtime, opener(directory, threads))
 
 
 def runtime_version(name: str) -> str:

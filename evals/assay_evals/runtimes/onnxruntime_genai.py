@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ og: Any = onnxruntime_genai
 class OnnxRuntimeGenaiRuntime:
     """One loaded model directory (genai_config.json, model.onnx, tokenizer)."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
+        """threads: of a session; onnxruntime-genai takes half of the processors by itself."""
         og.disable_telemetry_events()
         self.name = runtime_version("onnxruntime-genai")
         try:
@@ -30,7 +32,11 @@ class OnnxRuntimeGenaiRuntime:
             config = read_json(directory / "genai_config.json")["model"]
             self.context_length = int(config["context_length"])
             self.ends = end_tokens(config["eos_token_id"])
-            self._model = og.Model(str(directory))
+            loaded = og.Config(str(directory))
+            if threads is not None:
+                options = {"session_options": {"intra_op_num_threads": threads}}
+                loaded.overlay(json.dumps({"model": {"decoder": options}}))
+            self._model = og.Model(loaded)
             self._tokenizer = og.Tokenizer(self._model)
         except IntegrityError:
             raise

@@ -30,7 +30,9 @@ from assay_evals.runtimes.base import Generated, Pick, check_length, end_tokens,
 class TransformersRuntime:
     """One loaded Hugging Face directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
         self.name = runtime_version("transformers")
         try:
             self._model, self._cache_scales = _load(directory)
