@@ -143,6 +143,7 @@ def test_the_same_recipe_again_builds_and_publishes_nothing(own: Tiny, snapshot:
     assert (second.run / "verdict.json").read_bytes() == verdict
 
 
+@pytest.mark.slow
 def test_force_builds_everything_again_to_the_same_bytes(own: Tiny, snapshot: Snapshot) -> None:
     before = snapshot(own.workspace / "cache")
     forced = compile_(own.recipe, own.workspace, force=True, fresh_evidence=True)
@@ -185,6 +186,7 @@ def test_a_cached_artifact_that_was_changed_is_not_used(own: Tiny) -> None:
     assert directory_digest(again.run / "artifact") == own.digest == again.verdict.candidate
 
 
+@pytest.mark.slow
 def test_the_artifact_depends_on_neither_place_nor_time(tiny: Tiny, tmp_path: Path, make_recipe: MakeRecipe) -> None:
     recipe = make_recipe(tmp_path / "another place")
     (tmp_path / "another place/model/README.md").write_text("a note that is not part of the model")
@@ -301,6 +303,7 @@ def test_a_quantized_model_is_made_float_first_when_the_recipe_says_so(
     assert notes[0] in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_every_slice_of_a_tagged_text_is_judged(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     """One language of two, in a text of 24 documents."""
     lines = [
@@ -335,6 +338,7 @@ def test_continuations_are_measured_when_they_are_asked_for(tmp_path: Path, make
     assert found is not None and found.n == 6 and outcome.verdict.verdict == "PASS", outcome.verdict.reasons
 
 
+@pytest.mark.slow
 def test_an_unsettled_gate_looks_again_at_twice_the_samples_and_reads_nothing_twice(
     tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +373,7 @@ def test_an_unsettled_gate_looks_again_at_twice_the_samples_and_reads_nothing_tw
     assert again.to_json() == outcome.verdict.to_json() and len(read) <= 2
 
 
+@pytest.mark.slow
 def test_a_settled_gate_does_not_look_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     for most, verdict in ((9.0, "PASS"), (1e-9, "FAIL")):
         evaluate = {"length": 64, "quality": [{"metric": "kl_divergence", "tokens": 400}], "looks": 5}
@@ -422,6 +427,7 @@ def test_structured_output_is_measured_when_it_is_asked_for_and_kept(tmp_path: P
     assert len(again) > len(cached) > 0
 
 
+@pytest.mark.slow
 def test_another_look_at_structured_output_asks_for_further_items_only(
     tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,6 +520,7 @@ def test_tasks_are_answered_by_the_artifact_and_judged(
     assert (kinds.count("tasks"), kinds.count("quality"), kinds.count("speed")) == (2, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_settled_is_not_asked_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     """Twenty answers, all right in both arms, cannot show that fewer than 5 in 100 are lost; no other samples would."""
     recipe = with_tasks(make_recipe, tmp_path)

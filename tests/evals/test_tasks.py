@@ -204,6 +204,7 @@ except AssayError as error:
         ({"gold": "right"}, "org/questions#0: there is no field 'right'; the line has: choices, gold, query."),
     ],
 )
+@pytest.mark.slow
 def test_items_of_a_data_set_of_the_hub(hub: Hub, tmp_path: Path, changes: dict[str, Any], expected: Any) -> None:
     rows = [
         {"query": "Who?", "choices": ["a", "b"], "gold": 1},

@@ -23,6 +23,7 @@ def naive_ranks(count: int, level: float) -> tuple[int, int] | None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.slow
 def test_ranks_are_those_of_the_binomial(level: float) -> None:
     for count in (1, 2, 4, 5, 6, 10, 28, 29, 30, 57, 100, 298, 299, 300, 700):
         assert order_ranks(count, level) == naive_ranks(count, level), count
