@@ -130,8 +130,8 @@ class BrokenSteps(TransformersRuntime):
 def test_a_kernel_that_is_broken_for_single_tokens_is_caught(
     compile_damaged: Callable[[Damage], Verdict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def opened(_: str, directory: Path) -> TransformersRuntime:
-        return (BrokenSteps if (directory / MANIFEST_NAME).is_file() else TransformersRuntime)(directory)
+    def opened(_: str, directory: Path, *, threads: int | None = None) -> TransformersRuntime:
+        return (BrokenSteps if (directory / MANIFEST_NAME).is_file() else TransformersRuntime)(directory, threads)
 
     monkeypatch.setattr("assay_evals.evaluate.open_runtime", opened)
     verdict = compile_damaged(nothing)
