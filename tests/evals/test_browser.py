@@ -43,6 +43,7 @@ def chromium(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",
         "--hide-scrollbars",
         "--enable-logging=stderr",
         f"--user-data-dir={home / 'browser'}",
