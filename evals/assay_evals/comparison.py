@@ -166,8 +166,7 @@ def _task_contrast(
     if declared[0] != declared[1] or used[0] != used[1] or list(first) != list(other):
         return Contrast(metric, value, None, None, "measured on other samples than the first")
     changes = [other[item].scores[1] - first[item].scores[1] for item in first]
-    groups = grouped(changes, [cluster(one.row) for one in first.values()])
-    return Contrast(metric, value, clustered_mean(groups).mean, cautious_interval(groups, confidence))
+    return Contrast(metric, value, *_by_item(changes, [cluster(one.row) for one in first.values()], confidence))
 
 
 def _same_samples(first: Evidence, other: Evidence) -> bool:
@@ -210,19 +209,20 @@ def _perplexity(first: Evidence, other: Evidence, confidence: float) -> tuple[fl
 
 
 def _continuations(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
-    pairs = list(zip(first.continuations, other.continuations, strict=True))
+    pairs = zip(first.continuations, other.continuations, strict=True)
     changes = [int(after.alike) - int(before.alike) for before, after in pairs]
-    groups = grouped(changes, [before.document for before, _ in pairs])
-    estimate = clustered_mean(groups)
-    return estimate.mean, cautious_interval(groups, confidence)
+    return _by_item(changes, [row.document for row in first.continuations], confidence)
 
 
 def _cloze(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
-    pairs = list(zip(first.clozes, other.clozes, strict=True))
+    pairs = zip(first.clozes, other.clozes, strict=True)
     changes = [int(after.candidate.correct) - int(before.candidate.correct) for before, after in pairs]
-    groups = grouped(changes, [before.document for before, _ in pairs])
-    estimate = clustered_mean(groups)
-    return estimate.mean, cautious_interval(groups, confidence)
+    return _by_item(changes, [cloze.document for cloze in first.clozes], confidence)
+
+
+def _by_item(changes: Sequence[float], labels: Sequence[str], confidence: float) -> tuple[float, Interval]:
+    groups = grouped(changes, labels)
+    return clustered_mean(groups).mean, cautious_interval(groups, confidence)
 
 
 _PAIRED: dict[str, Callable[[Evidence, Evidence, float], tuple[float, Interval]]] = {

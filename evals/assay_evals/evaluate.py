@@ -18,7 +18,7 @@ from assay.errors import UsageError
 from assay.host import code_digest, cores, environment, machine_facts
 from assay.job import Job, evaluation_documents, load_tokenizer
 from assay.progress import Progress
-from assay.recipe import QUALITY_GATES, EnergyMetric, Recipe, Structured
+from assay.recipe import QUALITY_GATES, SPEED_GATES, EnergyMetric, Recipe, Structured
 from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
@@ -69,12 +69,11 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
             break
         told = ", ".join(words(metric).label for metric in undecided)
         workspace.progress.note(f"evaluate: not settled yet: {told}; look {look} of {looks}, at twice the samples")
-        written = [metric for metric in undecided if metric.startswith("structured.")]
         if any(metric in QUALITY_GATES for metric in undecided):
             quality = comparison.quality(workspace, look, fresh)
-        if any(metric not in QUALITY_GATES and metric not in written for metric in undecided):
+        if any(metric in SPEED_GATES for metric in undecided):
             speed = comparison.speed(workspace, look, fresh)
-        if written:
+        if any(metric.startswith("structured.") for metric in undecided):
             structured = comparison.structured(workspace, look, fresh)
     found = comparison.together(quality, speed, structured, tasks)
     return write_evidence(destination, found.header, found.quality, found.runs)

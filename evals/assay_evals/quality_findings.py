@@ -41,17 +41,22 @@ def kl_divergence(evidence: Evidence) -> Row:
     """Mean of KL(baseline ‖ candidate) over tokens, in nats."""
     windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [math.fsum(_finite(window)) for window in windows])
+    interval = cautious_interval(groups, 1 - 2 * alpha)
+    return _gated_mean("kl_divergence", groups, interval, alpha, worse=interval[1])
+
+
+def _gated_mean(metric: str, groups: Groups, interval: tuple[float, float], alpha: float, worse: float) -> Row:
+    """The row of a mean that is judged as it is, without a baseline's.  worse: the end of the interval that is held against the limit."""
     estimate = clustered_mean(groups)
-    low, high = cautious_interval(groups, 1 - 2 * alpha)
     return finding(
-        "kl_divergence",
+        metric,
         arms=(None, estimate.mean),
         difference=estimate.mean,
-        interval=(low, high),
+        interval=interval,
         confidence=1 - 2 * alpha,
         samples=groups.samples,
         clusters=groups.clusters,
-        minimum_detectable=resolved(estimate, high),
+        minimum_detectable=resolved(estimate, worse),
     )
 
 
@@ -72,22 +77,12 @@ def top1_agreement(evidence: Evidence) -> Row:
     """Share of positions at which both arms put the same token first."""
     windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [float(sum(window.agreed)) for window in windows])
-    estimate = clustered_mean(groups)
     low, high = cautious_interval(groups, 1 - 2 * alpha)
     disagreed = groups.samples - int(groups.sums.sum())
     if disagreed < RARE:
         low = min(low, 1 - binomial_upper(disagreed, groups.samples, alpha))
         high = max(high, 1 - binomial_lower(disagreed, groups.samples, alpha))
-    return finding(
-        "top1_agreement",
-        arms=(None, estimate.mean),
-        difference=estimate.mean,
-        interval=(low, min(high, 1.0)),
-        confidence=1 - 2 * alpha,
-        samples=groups.samples,
-        clusters=groups.clusters,
-        minimum_detectable=resolved(estimate, low),
-    )
+    return _gated_mean("top1_agreement", groups, (low, min(high, 1.0)), alpha, worse=low)
 
 
 def perplexity(evidence: Evidence) -> Row:
@@ -189,20 +184,10 @@ def greedy_agreement(evidence: Evidence) -> Row:
     rows, alpha = _continuations(evidence), alpha_of(evidence)
     groups = grouped([float(row.alike) for row in rows], [row.document for row in rows])
     alike = int(groups.sums.sum())
-    estimate = clustered_mean(groups)
     low, high = cautious_interval(groups, 1 - 2 * alpha)
     low = max(0.0, min(low, binomial_lower(alike, len(rows), alpha)))
     high = min(1.0, max(high, binomial_upper(alike, len(rows), alpha)))
-    return finding(
-        "greedy_agreement",
-        arms=(None, estimate.mean),
-        difference=estimate.mean,
-        interval=(low, high),
-        confidence=1 - 2 * alpha,
-        samples=groups.samples,
-        clusters=groups.clusters,
-        minimum_detectable=resolved(estimate, low),
-    )
+    return _gated_mean("greedy_agreement", groups, (low, high), alpha, worse=low)
 
 
 def greedy_details(evidence: Evidence) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from assay_evals.evidence import (
     TextUsed,
     Window,
 )
+from assay_evals.runtimes.base import Runtime, open_runtime
 from assay_evals.validity import EVALUATORS
 
 EVALUATE = """{
@@ -191,3 +193,21 @@ def make_evidence() -> Callable[..., Evidence]:
 @pytest.fixture(scope="session")
 def good() -> Evidence:
     return build()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Callable[[str], Path]) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def runtime(tiny_model: Callable[[str], Path]) -> Runtime:
+    return open_runtime("transformers", tiny_model("llama"))
+
+
+@pytest.fixture(scope="module")
+def other(tiny_model: Callable[[str], Path]) -> Runtime:
+    """A model that is not the first one."""
+    return open_runtime("transformers", tiny_model("mistral"))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from assay_evals.quality.checks import decode_path, disjoint_texts, same_tokeniz
 from assay_evals.quality.divergence import divergence
 from assay_evals.quality.measure import measure_quality
 from assay_evals.quality.passages import Passage, cut, select_passages
-from assay_evals.runtimes.base import Runtime, open_runtime
+from assay_evals.runtimes.base import Runtime
 
 PROSE = (
     "The following statement binds the name of the module to the value that the call returns, and nothing else is bound. "
@@ -27,24 +26,6 @@ PROSE = (
     "Ünïcode words such as naïve or café — and so on — do not count, but plain words do count. "
 )
 LAST_WORDS = ["returns", "bound", "all", "raised", "more", "count", "count"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Callable[[str], Path]) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model("llama"))
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[[str], Path]) -> Runtime:
-    return open_runtime("transformers", tiny_model("llama"))
-
-
-@pytest.fixture(scope="module")
-def other(tiny_model: Callable[[str], Path]) -> Runtime:
-    """A model that is not the first one."""
-    return open_runtime("transformers", tiny_model("mistral"))
 
 
 def evaluate(**values: Any) -> Evaluate:

@@ -14,7 +14,7 @@ from assay.errors import AssayError, UsageError
 from assay.progress import Progress
 from assay.recipe import Evaluate
 from assay_evals.evidence import AnswerItem, ChoiceItem, ScoredItem
-from assay_evals.runtimes.base import Runtime, open_runtime
+from assay_evals.runtimes.base import Runtime
 from assay_evals.task_scoring import likeliest
 from assay_evals.tasks.harness import RuntimeModel, read_harness
 from assay_evals.tasks.measure import check_tasks, measure_tasks, read_tasks
@@ -37,15 +37,8 @@ WRITE = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model: Callable[[str], Path]) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model("llama"))
-
-
-@pytest.fixture(scope="module")
-def arms(tiny_model: Callable[[str], Path]) -> tuple[Runtime, Runtime]:
-    return open_runtime("transformers", tiny_model("llama")), open_runtime("transformers", tiny_model("mistral"))
+def arms(runtime: Runtime, other: Runtime) -> tuple[Runtime, Runtime]:
+    return runtime, other
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from assay.errors import UsageError
 from assay.progress import Progress
 from assay.recipe import Evaluate, ExactMatchTask, MultipleChoiceTask
 from assay_evals.evidence import AnswerItem, ChoiceItem, TaskUsed
-from assay_evals.runtimes.base import Runtime, open_runtime
+from assay_evals.runtimes.base import Runtime
 from assay_evals.task_scoring import answer_in, before_stop, likeliest, normalized
 from assay_evals.tasks.encoding import Encoder
 from assay_evals.tasks.exact_match import encode_exercises, generate, read_exercises
@@ -29,23 +29,6 @@ from assay_evals.tasks.multiple_choice import continuation_scores, encode_questi
 
 QUESTION = {"query": "Which statement binds a name to a value?", "choices": ["assignment", "deletion"], "gold": 0}
 PROMPT = {"prompt": "The statement that binds a name is", "references": ["assignment"]}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Callable[[str], Path]) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(tiny_model("llama"))
-
-
-@pytest.fixture(scope="module")
-def runtime(tiny_model: Callable[[str], Path]) -> Runtime:
-    return open_runtime("transformers", tiny_model("llama"))
-
-
-@pytest.fixture(scope="module")
-def other(tiny_model: Callable[[str], Path]) -> Runtime:
-    return open_runtime("transformers", tiny_model("mistral"))
 
 
 def evaluate(*tasks: dict[str, Any]) -> Evaluate:

@@ -102,12 +102,7 @@ def tradeoff(quality: Row, speed: Row, control: Row | None, names: tuple[str, st
     lowest_y = base_y - 100 * quality.margin if isinstance(quality, GateRow) else None
     x = _padded([0, base_x, point_x, *bar_x, *control_x, lowest_x or 0], 58, 464, from_zero=True)
     y = _padded([base_y, point_y, *bar_y, base_y if lowest_y is None else lowest_y], 268, 18)
-    parts = [
-        *(f"<line class='grid' x1='{x.at(tick):.1f}' x2='{x.at(tick):.1f}' y1='18' y2='268'/>" for tick in x.ticks()),
-        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
-        *(f"<text x='{x.at(tick):.1f}' y='287' class='tick middle'>{tick:g}</text>" for tick in x.ticks()),
-        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}%</text>" for tick in y.ticks()),
-    ]
+    parts: list[str] = []
     if lowest_x is not None and lowest_y is not None:
         left, bottom = x.at(lowest_x), y.at(lowest_y)
         width, height = max(464 - left, 0), max(bottom - 18, 0)
@@ -121,13 +116,9 @@ def tradeoff(quality: Row, speed: Row, control: Row | None, names: tuple[str, st
         _bar((x.at(point_x), y.at(bar_y[0])), (x.at(point_x), y.at(bar_y[1])), "candidate"),
         _dot(x.at(base_x), y.at(base_y), "baseline", names[0]),
         _dot(x.at(point_x), y.at(point_y), "candidate", names[1]),
-        "<text class='axis middle' x='261' y='312'>decode speed, tokens per second</text>",
-        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{wording.words(quality.metric).label}</text>",
     ]
-    return Markup(
-        "<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='Quality against decode speed'>"
-        f"{''.join(parts)}</svg>"
-    )
+    labels = ("decode speed, tokens per second", wording.words(quality.metric).label)
+    return _framed((x, y), parts, labels, title="Quality against decode speed", unit="%")
 
 
 @dataclass(frozen=True)
@@ -148,12 +139,7 @@ def scatter(points: Sequence[Point], labels: tuple[str, str], percent: bool) -> 
     scale = 100 if percent else 1
     x = _padded([value for point in points for value in point.x], 58, 464)
     y = _padded([scale * value for point in points for value in point.y], 268, 18)
-    parts = [
-        *(f"<line class='grid' x1='{x.at(tick):.1f}' x2='{x.at(tick):.1f}' y1='18' y2='268'/>" for tick in x.ticks()),
-        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
-        *(f"<text x='{x.at(tick):.1f}' y='287' class='tick middle'>{tick:g}</text>" for tick in x.ticks()),
-        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}</text>" for tick in y.ticks()),
-    ]
+    parts: list[str] = []
     for point in points:
         across, up = ([x.at(value) for value in point.x], [y.at(scale * value) for value in point.y])
         kind = "baseline" if point.dominated else "candidate"
@@ -162,14 +148,7 @@ def scatter(points: Sequence[Point], labels: tuple[str, str], percent: bool) -> 
             _bar((across[1], up[0]), (across[1], up[2]), kind),
             _dot(across[1], up[1], "dominated" if point.dominated else "candidate", point.name),
         ]
-    parts += [
-        f"<text class='axis middle' x='261' y='312'>{escape(labels[0])}</text>",
-        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{escape(labels[1])}</text>",
-    ]
-    return Markup(
-        f"<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='{escape(labels[1])} against {escape(labels[0])}'>"
-        f"{''.join(parts)}</svg>"
-    )
+    return _framed((x, y), parts, labels, title=f"{labels[1]} against {labels[0]}")
 
 
 def curves(rows: Sequence[tuple[int, Row]], label: str) -> Markup:
@@ -186,11 +165,7 @@ def curves(rows: Sequence[tuple[int, Row]], label: str) -> Markup:
         return Markup("")
     x = _padded([0, *(float(point[0]) for point in points)], 58, 464, from_zero=True)
     y = _padded([0, *(value for _, before, after, bar in points for value in (before, after, *bar))], 268, 18, True)
-    parts = [
-        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
-        *(f"<text x='{x.at(length):.1f}' y='287' class='tick middle'>{length:,}</text>" for length, *_ in points),
-        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}</text>" for tick in y.ticks()),
-    ]
+    parts: list[str] = []
     arms = {
         "baseline": [(x.at(length), y.at(before)) for length, before, _, _ in points],
         "candidate": [(x.at(length), y.at(after)) for length, _, after, _ in points],
@@ -202,12 +177,35 @@ def curves(rows: Sequence[tuple[int, Row]], label: str) -> Markup:
             parts.append(_dot(across, up, arm, arm if number == len(places) - 1 else ""))
     for length, _, _, (low, high) in points:
         parts.append(_bar((x.at(length), y.at(low)), (x.at(length), y.at(high)), "candidate"))
-    parts += [
-        "<text class='axis middle' x='261' y='312'>tokens of the prompt</text>",
-        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{escape(label)}</text>",
+    return _framed((x, y), parts, ("tokens of the prompt", label), title=label, marks=[point[0] for point in points])
+
+
+def _framed(
+    axes: tuple[Axis, Axis],
+    parts: Sequence[str],
+    labels: tuple[str, str],
+    *,
+    title: str,
+    unit: str = "",
+    marks: Sequence[int] | None = None,
+) -> Markup:
+    """A chart of two axes with its grid behind it.  unit: of the vertical ticks.  marks: what the horizontal axis shows in place of ticks."""
+    x, y = axes
+    columns = x.ticks() if marks is None else []
+    shown = [(tick, f"{tick:g}") for tick in columns] if marks is None else [(mark, f"{mark:,}") for mark in marks]
+    grid = [
+        *(f"<line class='grid' x1='{x.at(tick):.1f}' x2='{x.at(tick):.1f}' y1='18' y2='268'/>" for tick in columns),
+        *(f"<line class='grid' x1='58' x2='464' y1='{y.at(tick):.1f}' y2='{y.at(tick):.1f}'/>" for tick in y.ticks()),
+        *(f"<text x='{x.at(place):.1f}' y='287' class='tick middle'>{text}</text>" for place, text in shown),
+        *(f"<text x='50' y='{y.at(tick) + 4:.1f}' class='tick end'>{tick:g}{unit}</text>" for tick in y.ticks()),
+    ]
+    names = [
+        f"<text class='axis middle' x='261' y='312'>{escape(labels[0])}</text>",
+        f"<text class='axis middle' transform='translate(13 143) rotate(-90)'>{escape(labels[1])}</text>",
     ]
     return Markup(
-        f"<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='{escape(label)}'>{''.join(parts)}</svg>"
+        f"<svg class='tradeoff' viewBox='0 0 480 320' role='img' aria-label='{escape(title)}'>"
+        f"{''.join([*grid, *parts, *names])}</svg>"
     )
 
 
