@@ -1,0 +1,20 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the recipe.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Directory for the cache and the runs.")]
+RegistryOption = Annotated[Path, typer.Option("--registry", help="OCI image-layout directory.")]
+ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…")]
+DEFAULT_WORKSPACE = Path("artifacts")
+DEFAULT_REGISTRY = Path("artifacts/store")
