@@ -255,8 +255,8 @@ METRICS = (
         ),
         (
             "registry: artifacts/store",
-            "registry: s3://bucket/models",
-            "24: s3://bucket/models: this version publishes to a directory only, an OCI image layout. Give its path.",
+            "registry: ftp://host/models",
+            "24: ftp://host/models: no registry has such an address. Allowed: a directory.",
         ),
         (
             "  kl_divergence: {max: 0.1}",

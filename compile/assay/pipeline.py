@@ -11,7 +11,7 @@ from assay.errors import AssayError
 from assay.files import point_link
 from assay.job import resolve
 from assay.recipe import Recipe
-from assay.registry.layout import Layout
+from assay.registry.open import check_registry
 from assay.registry.publish import Receipt
 from assay.workspace import Workspace
 from assay_evals.evaluate import check_evaluation, evaluate
@@ -47,7 +47,7 @@ def compile_recipe(
     """
     with workspace.run(recipe.name) as run:
         if recipe.publish is not None and publishing:
-            Layout.check(recipe.publish.registry)
+            check_registry(recipe.publish.registry)
         job = resolve(recipe, base, workspace)
         check_evaluation(job)
         build_baseline(job, workspace)

@@ -13,13 +13,13 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from assay.errors import NotSupportedError, Problem, RecipeError
+from assay.errors import Problem, RecipeError, UsageError
 from assay.files import canonical_json
 from assay.recipe import QUALITY_GATES, CheckpointTarget, ExactMatchTask, GroupedScheme, Override, Recipe, Scheme
 from assay.recipe_errors import explain
 from assay.recipe_speed import speed_contradictions
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
-from assay.registry.reference import local_directory
+from assay.registry.reference import parse_address
 
 
 def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe, Document]:
@@ -102,8 +102,8 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
                 add(("evaluate", "speed", index), message)
     if recipe.publish is not None:
         try:
-            local_directory(recipe.publish.registry)
-        except NotSupportedError as error:
+            parse_address(recipe.publish.registry)
+        except UsageError as error:
             add(("publish", "registry"), str(error))
     return sorted(problems, key=lambda problem: problem.line)
 

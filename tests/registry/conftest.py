@@ -125,7 +125,7 @@ def assert_sound(registry: Path) -> None:
     for path in (registry / "blobs/sha256").iterdir():
         assert sha256_file(path) == f"sha256:{path.name}"
     for entry in layout.index().entries:
-        manifest = parse_manifest(layout.read_json_blob(entry.descriptor), "test")
+        manifest = parse_manifest(layout.repository("any").read_manifest(entry.descriptor), "test")
         for blob in (manifest.config, *manifest.layers, *([manifest.subject] if manifest.subject else [])):
             layout.copy_blob(blob, None)
 

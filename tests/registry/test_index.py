@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from assay.errors import IntegrityError, UsageError
 from assay.files import canonical_json, sha256_bytes
-from assay.registry.index import Change, Index, parse_index
+from assay.registry.index import Index, Named, parse_index
 from assay.registry.oci import MANIFEST_TYPE, Descriptor
 from assay.registry.reference import is_version, parse_reference
 
@@ -15,9 +15,9 @@ def model(text: str) -> Descriptor:
     return Descriptor(MANIFEST_TYPE, sha256_bytes(text.encode()), 1)
 
 
-def publish(index: Index, name: str, tags: list[str], text: str, *, note: str = "", force: bool = False) -> Change:
+def publish(index: Index, name: str, tags: list[str], text: str, *, note: str = "", force: bool = False) -> Named:
     evidence = model(f"evidence of {text} {note}")
-    return index.publish(name, tags, model(text), evidence, force=force, where="here")
+    return index.publish(name, tags, model(text), [evidence], force=force, where="here")
 
 
 def tags_of(index: Index) -> dict[tuple[str, str | None], str]:
@@ -26,24 +26,22 @@ def tags_of(index: Index) -> dict[tuple[str, str | None], str]:
 
 def test_the_first_publish() -> None:
     change = publish(Index(), "small", ["latest", "1.0"], "one")
-    assert (change.model_is_new, change.tags_set, change.evidence_is_new) == (True, ("latest", "1.0"), True)
+    assert (change.model_is_new, change.tags_set, bool(change.attached)) == (True, ("latest", "1.0"), True)
     assert tags_of(change.index) == {("small", "latest"): model("one").digest, ("small", "1.0"): model("one").digest}
-    assert [found.digest for found in change.index.evidence_for(model("one").digest)] == [
-        model("evidence of one ").digest
-    ]
+    assert [found.digest for found in change.index.referrers(model("one").digest)] == [model("evidence of one ").digest]
 
 
 def test_the_same_again_changes_nothing() -> None:
     first = publish(Index(), "small", ["latest"], "one").index
     change = publish(first, "small", ["latest", "latest"], "one")
-    assert change == Change(first, False, (), False)
+    assert change == Named(first, False, (), ())
 
 
 def test_new_evidence_is_added_and_old_evidence_stays() -> None:
     first = publish(Index(), "small", ["latest"], "one").index
     change = publish(first, "small", ["latest"], "one", note="again")
-    assert (change.model_is_new, change.tags_set, change.evidence_is_new) == (False, (), True)
-    assert len(change.index.evidence_for(model("one").digest)) == 2
+    assert (change.model_is_new, change.tags_set, bool(change.attached)) == (False, (), True)
+    assert len(change.index.referrers(model("one").digest)) == 2
 
 
 def test_a_moving_tag_moves_and_what_it_left_stays_reachable() -> None:
@@ -118,7 +116,7 @@ def test_no_order_of_publishes_loses_anything(steps: list[tuple[str, list[str], 
     }
     for name, text in published:
         assert index.resolve(parse_reference(f"{name}@{model(text).digest}"), "here").digest == model(text).digest
-        assert len(index.evidence_for(model(text).digest)) == 1
+        assert len(index.referrers(model(text).digest)) == 1
     models = [(name, tag, found.digest) for name, tag, found in index.models()]
     assert len(models) == len(set(models))
     assert parse_index(index.to_bytes(), "here") == index

@@ -132,7 +132,7 @@ def test_evidence_of_others_is_refused(receipt: Receipt, registry: Path) -> None
     changes: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         (lambda manifest: manifest.update(subject=subject), "its subject is not"),
         (lambda manifest: manifest.pop("subject"), "its subject is not"),
-        (lambda manifest: manifest.update(artifactType="text/plain"), "not evidence"),
+        (lambda manifest: manifest.update(artifactType="text/plain"), "listed as"),
         (lambda manifest: manifest["layers"].pop(), "needed are"),
         (lambda manifest: manifest["layers"].append(manifest["layers"][0]), "needed are"),
         (with_verdict(registry, candidate=other), "the artifact that was judged"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
+from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import sha256_bytes
 from assay.registry import layout as layout_module
 from assay.registry.layout import Layout
@@ -40,9 +40,6 @@ def test_what_is_not_a_registry(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a registry"):
         Layout.create(tmp_path / "notes.txt" / "below")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    for location in ("oci://registry.example/models", Path("s3://bucket/models")):
-        with pytest.raises(NotSupportedError, match="a directory only"):
-            Layout.create(location)
 
 
 def test_other_versions_are_refused(layout: Layout) -> None:
@@ -65,7 +62,7 @@ def test_bytes_go_in_once_and_come_out(layout: Layout) -> None:
     assert layout.blob_path(descriptor).stat().st_ino == inode
     sink = io.BytesIO()
     layout.copy_blob(descriptor, sink)
-    assert sink.getvalue() == layout.read_json_blob(descriptor) == DATA
+    assert sink.getvalue() == layout.repository("small").read_json_blob(descriptor) == DATA
     assert list((layout.root / ".partial").iterdir()) == []
 
 
@@ -77,7 +74,7 @@ def test_a_damaged_blob_is_seen_and_mended(layout: Layout, damage: bytes) -> Non
     with pytest.raises(IntegrityError):
         layout.copy_blob(descriptor, None)
     assert layout.put_bytes(DATA, "text/plain") is True
-    assert layout.read_json_blob(descriptor) == DATA
+    assert layout.repository("small").read_json_blob(descriptor) == DATA
 
 
 def test_blobs_that_are_not_regular_files_are_refused(layout: Layout, tmp_path: Path) -> None:
@@ -109,7 +106,7 @@ def test_a_large_json_blob_is_not_read(layout: Layout) -> None:
     data = b" " * (MAX_JSON_BYTES + 1)
     layout.put_bytes(data, "application/json")
     with pytest.raises(IntegrityError, match="at most"):
-        layout.read_json_blob(describe(data, "application/json"))
+        layout.repository("small").read_json_blob(describe(data, "application/json"))
 
 
 def test_no_more_is_read_than_was_promised(layout: Layout) -> None:
@@ -136,7 +133,7 @@ def test_a_lock_that_is_not_freed_is_an_error_with_its_place(layout: Layout, mon
     before = (layout.root / "index.json").read_bytes()
     model = describe(b"{}", "application/json")
     with FileLock(layout.root / ".index.lock"), pytest.raises(AssayError, match=r"\.index\.lock: another process"):
-        layout.publish("small", ["latest"], model, model, force=False)
+        layout.publish("small", ["latest"], model, [model], force=False)
     assert (layout.root / "index.json").read_bytes() == before
 
 

@@ -10,8 +10,11 @@ import pytest
 from assay.artifact import directory_digest
 from assay.errors import AssayError, IntegrityError, PublishRefusedError, UsageError
 from assay.files import sha256_bytes, sha256_file
+from assay.registry.base import Attachment, part, read_attachment
 from assay.registry.inspection import list_artifacts, show
-from assay.registry.publish import Receipt, publish
+from assay.registry.open import open_registry
+from assay.registry.publish import Judged, Receipt, publish
+from assay.registry.reference import parse_reference
 
 MakeRun = Callable[..., Path]
 OTHER = sha256_bytes(b"other")
@@ -288,3 +291,27 @@ def test_an_index_that_would_be_too_long_is_not_written(
     with pytest.raises(AssayError, match="Start another registry"):
         publish_run(run, registry, ("another",))
     assert (registry / "index.json").read_bytes() == before
+
+
+def test_more_is_said_about_a_model_than_its_evidence(run: Path, registry: Path, helpers: Any) -> None:
+    seen: list[Judged] = []
+
+    def attach(judged: Judged) -> list[Attachment]:
+        seen.append(judged)
+        content = judged.model.digest.encode()
+        return [Attachment("application/vnd.test", (part("x.txt", "text/plain", content),), {"dev.test": "y"})]
+
+    receipt = publish(run / "artifact", run, registry, "small", attach=attach)
+    assert (seen[0].model.digest, seen[0].evidence.digest) == (receipt.digest, receipt.evidence_digest)
+    repository = open_registry(registry).repository("small")
+    model = repository.resolve(parse_reference("small"))
+    (found,) = repository.referrers(model.digest, "application/vnd.test")
+    assert found.annotations["dev.test"] == "y" and len(repository.referrers(model.digest)) == 2
+    manifest = read_attachment(repository, found, model)
+    assert repository.read_json_blob(manifest.layers[0]) == receipt.digest.encode()
+    helpers.assert_sound(registry)
+    before = helpers.snapshot(registry)
+    assert publish(run / "artifact", run, registry, "small", attach=attach).blobs_written == 0
+    assert helpers.snapshot(registry) == before
+    with pytest.raises(IntegrityError, match="its subject is not"):
+        read_attachment(repository, found, found)

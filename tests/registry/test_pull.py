@@ -12,7 +12,7 @@ import pytest
 from assay.artifact import bundle_digest, directory_digest
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, sha256_bytes
-from assay.registry.layout import Layout
+from assay.registry.layout import Layout, LayoutRepository
 from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe
 from assay.registry.publish import Receipt, publish
 from assay.registry.pull import pull
@@ -288,15 +288,15 @@ def test_a_config_that_is_too_long_is_not_read(receipt: Receipt, registry: Path,
 def test_a_disk_that_loses_a_bit_is_seen(
     receipt: Receipt, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Layout.copy_blob
+    honest = LayoutRepository.copy_blob
 
-    def lose_a_bit(layout: Layout, descriptor: Descriptor, sink: BinaryIO | None) -> None:
-        honest(layout, descriptor, sink)
+    def lose_a_bit(repository: LayoutRepository, descriptor: Descriptor, sink: BinaryIO | None) -> None:
+        honest(repository, descriptor, sink)
         if sink is not None and descriptor.size == 1000:
             sink.seek(0)
             sink.write(b"X")
 
-    monkeypatch.setattr(Layout, "copy_blob", lose_a_bit)
+    monkeypatch.setattr(LayoutRepository, "copy_blob", lose_a_bit)
     with pytest.raises(IntegrityError, match="Check this disk"):
         pull(registry, "small", tmp_path / "out")
     assert not (tmp_path / "out").exists()

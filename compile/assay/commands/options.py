@@ -14,7 +14,11 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Directory for the cache and the runs.")]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="OCI image-layout directory.")]
-ReferenceArgument = Annotated[str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…")]
+RegistryOption = Annotated[
+    str, typer.Option("--registry", metavar="ADDRESS", help="A directory (an OCI image layout).")
+]
+ReferenceArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…; or ADDRESS/NAME:TAG.")
+]
 DEFAULT_WORKSPACE = Path("artifacts")
-DEFAULT_REGISTRY = Path("artifacts/store")
+DEFAULT_REGISTRY = "artifacts/store"

@@ -2,7 +2,7 @@
 
 Source: OCI image-layout.md.  A tag is an entry with `org.opencontainers.image.ref.name` = "NAME:TAG".  A model that
 has no tag (any more) keeps an entry with `dev.assay.name`, so that its digest can still be pulled and rolled back to.
-A layout has no referrers call: the evidence of a model is an entry with `dev.assay.subject` = the model's digest.
+A layout has no referrers call: what is said about a model is an entry with `dev.assay.subject` = the model's digest.
 Entries of other tools are kept as they are.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, cast
 from assay.errors import IntegrityError, UsageError
 from assay.files import readable_json
 from assay.registry.oci import INDEX_TYPE, REF_NAME, Descriptor, parse_descriptor, parse_json
-from assay.registry.reference import Reference, is_version, split_ref_name
+from assay.registry.reference import Reference, check_move, split_ref_name
 
 # Some 100,000 publishes; a longer index is not written, and not read into memory.
 MAX_INDEX_BYTES = 64 << 20
@@ -40,18 +40,18 @@ class Entry:
 
     @property
     def subject(self) -> str | None:
-        """The digest of the model that this entry is evidence for."""
+        """The digest of the model that this entry says something about."""
         return self.descriptor.annotations.get(SUBJECT)
 
 
 @dataclass(frozen=True)
-class Change:
-    """A new index, and what is new in it."""
+class Named:
+    """A new index, and what is new in it; attached: digests."""
 
     index: Index
     model_is_new: bool
     tags_set: tuple[str, ...]
-    evidence_is_new: bool
+    attached: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Index:
         named = [(entry.named, entry.descriptor) for entry in self.entries]
         return tuple((*key, descriptor) for key, descriptor in named if key and name in (None, key[0]))
 
-    def evidence_for(self, digest: str) -> tuple[Descriptor, ...]:
-        """The evidence manifests of a model, oldest first."""
+    def referrers(self, digest: str) -> tuple[Descriptor, ...]:
+        """The manifests that say something about a model, oldest first."""
         return tuple(entry.descriptor for entry in self.entries if entry.subject == digest)
 
     def resolve(self, reference: Reference, where: str) -> Descriptor:
@@ -88,9 +88,16 @@ class Index:
         return next(iter(found.values()))
 
     def publish(
-        self, name: str, tags: Sequence[str], model: Descriptor, evidence: Descriptor, *, force: bool, where: str
-    ) -> Change:
-        """Name a model and its evidence.  UsageError when a version tag would move and `force` is not set."""
+        self,
+        name: str,
+        tags: Sequence[str],
+        model: Descriptor,
+        attachments: Sequence[Descriptor] = (),
+        *,
+        force: bool,
+        where: str,
+    ) -> Named:
+        """Name a model and what is said about it.  UsageError when a version tag would move and `force` is not set."""
         entries = list(self.entries)
         before = {(key, descriptor.digest) for key, _, descriptor in self.models()}
         tags_set: list[str] = []
@@ -98,20 +105,17 @@ class Index:
             old = [entry for entry in entries if entry.named == (name, tag)]
             if [entry.descriptor.digest for entry in old] == [model.digest]:
                 continue
-            if old and is_version(tag) and not force:
-                raise UsageError(
-                    f"{where}: {name}:{tag} is {old[0].descriptor.digest} and versions do not move; this artifact is "
-                    f"{model.digest}. Publish it under a new version, or use force to move the tag."
-                )
+            if old:
+                check_move(f"{where}: {name}", tag, old[0].descriptor.digest, model.digest, force=force)
             entries = [entry for entry in entries if entry not in old]
             entries.append(_entry(model, {REF_NAME: f"{name}:{tag}"}))
             tags_set.append(tag)
             entries += [_entry(_bare(entry.descriptor), {NAME: name}) for entry in old]
         entries = _without_idle_names([*entries, _entry(model, {NAME: name})])
-        evidence_is_new = evidence.digest not in [entry.digest for entry in self.evidence_for(model.digest)]
-        if evidence_is_new:
-            entries.append(_entry(evidence, {SUBJECT: model.digest}))
-        return Change(Index(tuple(entries)), (name, model.digest) not in before, tuple(tags_set), evidence_is_new)
+        known = {entry.digest for entry in self.referrers(model.digest)}
+        added = {attachment.digest: attachment for attachment in attachments if attachment.digest not in known}
+        entries += [_entry(attachment, {SUBJECT: model.digest}) for attachment in added.values()]
+        return Named(Index(tuple(entries)), (name, model.digest) not in before, tuple(tags_set), tuple(added))
 
     def _there_is(self, reference: Reference) -> str:
         models = self.models(reference.name)

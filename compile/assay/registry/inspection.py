@@ -9,9 +9,10 @@ from typing import Any
 
 from assay.artifact import LOCK_NAME
 from assay.errors import IntegrityError, UsageError
-from assay.registry.layout import Layout
+from assay.registry.base import read_attachment
 from assay.registry.modelpack import Pack, build_pack, read_pack, recipe_digest
-from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, TITLE, Descriptor, describe, parse_json, parse_manifest
+from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, TITLE, Descriptor, describe, parse_json
+from assay.registry.open import open_registry
 from assay.registry.proof import (
     EVIDENCE_JSON,
     EVIDENCE_TYPE,
@@ -23,6 +24,7 @@ from assay.registry.proof import (
     check_proof,
 )
 from assay.registry.pull import PulledFile, Resolved, resolve
+from assay.registry.reference import parse_address
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,19 @@ class DirectoryFacts:
 
 def list_artifacts(registry: Path | str) -> tuple[Listing, ...]:
     """Every name and tag in a registry, sorted; a damaged artifact is listed with its problem."""
-    layout = Layout.open(registry)
-    index = layout.index()
+    opened = open_registry(registry)
     listings: list[Listing] = []
-    for name, tag, descriptor in index.models():
-        verdicts = tuple(entry.annotations.get(VERDICT, "unknown") for entry in index.evidence_for(descriptor.digest))
-        try:
-            pack = read_pack(layout.read_json_blob(descriptor), f"{layout.root}: {descriptor.digest}")
-            size, annotations, problem = pack.size_bytes, pack.annotations, None
-        except IntegrityError as error:
-            size, annotations, problem = 0, dict[str, str](), str(error)
-        listings.append(Listing(name, tag, descriptor.digest, size, annotations, verdicts, problem))
+    for name in opened.names():
+        repository = opened.repository(name)
+        for tag, descriptor in repository.models():
+            found = repository.referrers(descriptor.digest, EVIDENCE_TYPE)
+            verdicts = tuple(evidence.annotations.get(VERDICT, "unknown") for evidence in found)
+            try:
+                pack = read_pack(repository.read_manifest(descriptor), f"{opened.location}: {descriptor.digest}")
+                size, annotations, problem = pack.size_bytes, pack.annotations, None
+            except IntegrityError as error:
+                size, annotations, problem = 0, dict[str, str](), str(error)
+            listings.append(Listing(name, tag, descriptor.digest, size, annotations, verdicts, problem))
     return tuple(sorted(listings, key=lambda listing: (listing.name, listing.tag or "", listing.digest)))
 
 
@@ -114,20 +118,22 @@ def show(registry: Path | str, reference: str) -> Artifact:
     Manifests, config and verdicts are verified, model files and measurements are not: `verify` does that.
     Raises UsageError when there is no such artifact, IntegrityError.
     """
-    layout = Layout.open(registry)
-    resolved = resolve(layout, reference)
-    digest, pack = resolved.descriptor.digest, resolved.pack
-    models = layout.index().models()
+    resolved = resolve(registry, reference)
+    repository, digest, pack = resolved.repository, resolved.descriptor.digest, resolved.pack
     return Artifact(
         reference=reference,
         digest=digest,
         bundle_digest=pack.bundle_digest,
         size_bytes=pack.size_bytes,
-        names=tuple(sorted(f"{name}:{tag}" for name, tag, descriptor in models if tag and descriptor.digest == digest)),
+        names=tuple(
+            sorted(f"{repository.name}:{tag}" for tag, model in repository.models() if tag and model.digest == digest)
+        ),
         annotations=pack.annotations,
         config=resolved.config,
         files=_files(pack),
-        evidence=tuple(_read_evidence(layout, resolved, descriptor) for descriptor in layout.evidence_for(digest)),
+        evidence=tuple(
+            _read_evidence(resolved, descriptor) for descriptor in repository.referrers(digest, EVIDENCE_TYPE)
+        ),
     )
 
 
@@ -137,20 +143,25 @@ def verify(registry: Path | str, reference: str) -> Verification:
     Raises UsageError when there is no such artifact, PublishRefusedError when a verdict is not PASS, IntegrityError
     for everything that is damaged, missing or unproven.
     """
-    layout = Layout.open(registry)
-    resolved = resolve(layout, reference)
-    pack = resolved.pack
-    found = layout.evidence_for(resolved.descriptor.digest)
+    resolved = resolve(registry, reference)
+    repository, pack = resolved.repository, resolved.pack
+    found = repository.referrers(resolved.descriptor.digest, EVIDENCE_TYPE)
     if not found:
-        raise IntegrityError(f"{layout.root}: {reference} has no evidence: nothing here shows that it passed its gate.")
-    blobs = [resolved.descriptor, pack.config, describe(EMPTY_JSON, EMPTY_TYPE), *pack.layers.values()]
+        raise IntegrityError(
+            f"{repository.location}: {reference} has no evidence: nothing here shows that it passed its gate."
+        )
+    # Manifests, which were read and verified by now, and what has yet to be.
+    manifests = [resolved.descriptor]
+    blobs = [pack.config, describe(EMPTY_JSON, EMPTY_TYPE), *pack.layers.values()]
     for descriptor in found:
-        evidence = _read_evidence(layout, resolved, descriptor)
-        _check_evidence(layout, pack, evidence)
-        blobs += [descriptor, *evidence.layers.values()]
-    unique = {blob.digest: blob for blob in blobs}
-    for blob in unique.values():
-        layout.copy_blob(blob, None)
+        evidence = _read_evidence(resolved, descriptor)
+        _check_evidence(resolved, evidence)
+        manifests.append(descriptor)
+        blobs += evidence.layers.values()
+    unread = {blob.digest: blob for blob in blobs}
+    for blob in unread.values():
+        repository.copy_blob(blob, None)
+    unique = unread | {manifest.digest: manifest for manifest in manifests}
     return Verification(
         reference=reference,
         digest=resolved.descriptor.digest,
@@ -163,18 +174,17 @@ def verify(registry: Path | str, reference: str) -> Verification:
 
 def verify_pulled(registry: Path | str, facts: DirectoryFacts) -> Verification:
     """Find a directory's bytes in a registry, and check everything there as `verify` does; IntegrityError when it has no such bytes."""
-    layout = Layout.open(registry)
-    for name, _, descriptor in layout.index().models():
-        with suppress(IntegrityError):
-            pack = read_pack(layout.read_json_blob(descriptor), name)
-            if pack.bundle_digest == facts.bundle_digest:
-                break
-    else:
-        raise IntegrityError(
-            f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {layout.root}. They were "
-            "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
-        )
-    return verify(registry, f"{name}@{descriptor.digest}")
+    opened = open_registry(registry)
+    for name in opened.names():
+        repository = opened.repository(name)
+        for _, descriptor in repository.models():
+            with suppress(IntegrityError):
+                if read_pack(repository.read_manifest(descriptor), name).bundle_digest == facts.bundle_digest:
+                    return verify(registry, f"{name}@{descriptor.digest}")
+    raise IntegrityError(
+        f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {opened.location}. They were "
+        "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
+    )
 
 
 def is_directory(registry: Path | str, reference: str) -> bool:
@@ -183,7 +193,7 @@ def is_directory(registry: Path | str, reference: str) -> bool:
         return False
     if "/" in reference or reference.startswith("."):
         return True
-    if any(listing.name == reference for listing in (list_artifacts(registry) if Path(registry).is_dir() else ())):
+    if not parse_address(registry).scheme and Path(registry).is_dir() and reference in open_registry(registry).names():
         raise UsageError(
             f"{reference} is a directory here and an artifact in {registry}: write ./{reference} or {reference}:TAG."
         )
@@ -206,29 +216,24 @@ def verify_directory(directory: Path, expected: str | None = None) -> DirectoryF
     return DirectoryFacts(directory, pack.bundle_digest, digest, pack.size_bytes, _files(pack))
 
 
-def _read_evidence(layout: Layout, resolved: Resolved, descriptor: Descriptor) -> Evidence:
+def _read_evidence(resolved: Resolved, descriptor: Descriptor) -> Evidence:
     """Read an evidence manifest and its verdict, and check that they are about this model and nothing else."""
-    where = f"{layout.root}: evidence {descriptor.digest}"
-    manifest = parse_manifest(layout.read_json_blob(descriptor), where)
-    subject = manifest.subject
-    model = resolved.descriptor
-    if manifest.artifact_type != EVIDENCE_TYPE or manifest.config.digest != describe(EMPTY_JSON, EMPTY_TYPE).digest:
-        raise IntegrityError(f"{where}: not evidence, but {manifest.artifact_type!r}.")
-    if subject is None or (subject.digest, subject.size) != (model.digest, model.size):
-        raise IntegrityError(f"{where}: its subject is not {model.digest}.")
+    repository = resolved.repository
+    where = f"{repository.location}: evidence {descriptor.digest}"
+    manifest = read_attachment(repository, descriptor, resolved.descriptor)
     layers = {layer.annotations.get(TITLE, ""): layer for layer in manifest.layers}
     if list(layers) != list(PROOF_TYPES) or len(layers) != len(manifest.layers):
         raise IntegrityError(f"{where}: holds {', '.join(layers)}; needed are {', '.join(PROOF_TYPES)}.")
-    return Evidence(descriptor.digest, parse_json(layout.read_json_blob(layers[VERDICT_JSON]), where), layers)
+    return Evidence(descriptor.digest, parse_json(repository.read_json_blob(layers[VERDICT_JSON]), where), layers)
 
 
-def _check_evidence(layout: Layout, pack: Pack, evidence: Evidence) -> Proof:
-    verdict = layout.read_json_blob(evidence.layers[VERDICT_JSON])
-    header = layout.read_json_blob(evidence.layers[EVIDENCE_JSON])
+def _check_evidence(resolved: Resolved, evidence: Evidence) -> Proof:
+    read, pack = resolved.repository.read_json_blob, resolved.pack
+    verdict, header = read(evidence.layers[VERDICT_JSON]), read(evidence.layers[EVIDENCE_JSON])
     measurements = {name: evidence.layers[name].digest for name in MEASUREMENTS}
     lock = pack.layers.get(LOCK_NAME)
-    recipe = recipe_digest(parse_json(layout.read_json_blob(lock), LOCK_NAME)) if lock else None
-    where = f"{layout.root}: evidence {evidence.digest}"
+    recipe = recipe_digest(parse_json(read(lock), LOCK_NAME)) if lock else None
+    where = f"{resolved.repository.location}: evidence {evidence.digest}"
     return check_proof(verdict, header, measurements, bundle=pack.bundle_digest, recipe=recipe, where=where)
 
 

@@ -4,7 +4,6 @@ Source: OCI image-layout.md 1.1.  Blobs are written beside the store's blobs, ha
 renamed, and read back; index.json is replaced as a whole under a lock and only after everything that it names is
 there.  Readers take no lock.  An interrupted publish leaves blobs that nothing names, which the next one reuses.
 
-Everything above this file asks a registry only for what is public here; a remote registry will have the same methods.
 Left out on purpose: deleting (what is published stays), resuming half-written blobs.
 """
 
@@ -24,9 +23,11 @@ from filelock import FileLock, Timeout
 
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, explain_disk_errors, sync_directory
-from assay.registry.index import MAX_INDEX_BYTES, Change, Index, parse_index
-from assay.registry.oci import MAX_JSON_BYTES, Descriptor, copy_verified, describe, parse_json
-from assay.registry.reference import Reference, local_directory
+from assay.registry.base import Attachment, Change, Part, Registry, Repository
+from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
+from assay.registry.modelpack import describe_model
+from assay.registry.oci import MANIFEST_TYPE, Descriptor, copy_verified, describe, parse_json
+from assay.registry.reference import Reference
 
 LOCK_SECONDS: Final = 60.0
 _LAYOUT = "oci-layout"
@@ -36,26 +37,28 @@ _PARTIAL = ".partial"
 _LAYOUT_JSON = canonical_json({"imageLayoutVersion": "1.0.0"})
 
 
-class Layout:
+class Layout(Registry):
     """An OCI image-layout directory that exists; make one with `open` or `create`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.location = str(root)
+        self._parsed: tuple[tuple[int, int, int], Index] | None = None
 
     @classmethod
-    def open(cls, location: Path | str) -> Layout:
+    def open(cls, address: Path | str) -> Layout:
         """The registry in a directory, to read; UsageError when there is none."""
-        layout = cls(local_directory(location))
+        layout = cls(Path(address))
         layout._check_version()
         return layout
 
     @classmethod
-    def create(cls, location: Path | str) -> Layout:
+    def create(cls, address: Path | str) -> Layout:
         """The registry in a directory, to write; made when the directory is absent or empty.
 
         Also clears away what killed writers left.  UsageError when the directory holds other things.
         """
-        layout = cls(local_directory(location))
+        layout = cls(Path(address))
         with explain_disk_errors(layout.root):
             if not (layout.root / _LAYOUT).exists():
                 layout._initialise()
@@ -63,10 +66,10 @@ class Layout:
             layout._sweep()
         return layout
 
-    @staticmethod
-    def check(location: Path | str) -> None:
+    @classmethod
+    def check(cls, address: Path | str) -> None:
         """Raise what `create` would raise, and create nothing: asked before hours are spent on what is to be published."""
-        layout = Layout(local_directory(location))
+        layout = cls(Path(address))
         if (layout.root / _LAYOUT).exists():
             layout._check_version()
         else:
@@ -77,37 +80,40 @@ class Layout:
 
     # Reading
 
+    def names(self) -> tuple[str, ...]:
+        """The NAMEs of all models, sorted."""
+        return tuple(sorted({name for name, _, _ in self.index().models()}))
+
+    def repository(self, name: str) -> LayoutRepository:
+        """The models of one NAME; they share the blobs of the whole directory."""
+        return LayoutRepository(self, name)
+
+    def holding(self, digest: str) -> LayoutRepository:
+        """A NAME that has the model with this digest; UsageError when none has."""
+        index = self.index()
+        index.resolve(Reference(None, None, digest), self.location)
+        return self.repository(next(name for name, _, descriptor in index.models() if descriptor.digest == digest))
+
     def index(self) -> Index:
         """What is published, as of now."""
         path = self.root / _INDEX
         try:
             with path.open("rb") as stream:
+                # Writers put a new file in its place: as long as it is this one, it need not be parsed again.
+                about = os.fstat(stream.fileno())
+                version = (about.st_ino, about.st_mtime_ns, about.st_size)
+                if self._parsed and self._parsed[0] == version:
+                    return self._parsed[1]
                 data = stream.read(MAX_INDEX_BYTES + 1)
         except OSError as error:
             raise IntegrityError(f"{path}: cannot be read ({error.strerror}). This registry is damaged.") from error
-        return parse_index(data, str(path))
-
-    def resolve(self, reference: Reference) -> Descriptor:
-        """The manifest that a reference names; UsageError when there is none."""
-        return self.index().resolve(reference, str(self.root))
-
-    def evidence_for(self, digest: str) -> tuple[Descriptor, ...]:
-        """The evidence manifests that name a model as their subject, oldest first."""
-        return self.index().evidence_for(digest)
-
-    def read_json_blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob's bytes, verified; IntegrityError when it is damaged or larger than MAX_JSON_BYTES."""
-        if descriptor.size > MAX_JSON_BYTES:
-            raise IntegrityError(
-                f"{descriptor.digest}: {descriptor.size} bytes of JSON; at most {MAX_JSON_BYTES} are read."
-            )
-        sink = io.BytesIO()
-        self.copy_blob(descriptor, sink)
-        return sink.getvalue()
+        index = parse_index(data, str(path))
+        self._parsed = (version, index)
+        return index
 
     def copy_blob(self, descriptor: Descriptor, sink: BinaryIO | None) -> None:
         """Copy a blob, verifying size and digest on the way; with no sink only verify.  Raises IntegrityError."""
-        with self._open_blob(descriptor) as stream:
+        with self.open_blob(descriptor) as stream:
             copy_verified(stream, sink, descriptor, str(self.blob_path(descriptor)))
 
     def blob_path(self, descriptor: Descriptor) -> Path:
@@ -128,12 +134,13 @@ class Layout:
         return self._put(describe(data, media_type), lambda: io.BytesIO(data), "the bytes to store")
 
     def publish(
-        self, name: str, tags: Sequence[str], model: Descriptor, evidence: Descriptor, *, force: bool
-    ) -> Change:
+        self, name: str, tags: Sequence[str], model: Descriptor, attachments: Sequence[Descriptor] = (), *, force: bool
+    ) -> Named:
         """Name blobs that are all stored: in one step, or not at all.  UsageError when a version tag would move."""
         with explain_disk_errors(self.root), self._locked():
+            self._parsed = None
             before = self.index()
-            change = before.publish(name, tags, model, evidence, force=force, where=str(self.root))
+            change = before.publish(name, tags, model, attachments, force=force, where=self.location)
             if change.index != before:
                 data = change.index.to_bytes()
                 if len(data) > MAX_INDEX_BYTES:
@@ -141,6 +148,7 @@ class Layout:
                         f"{self.root}: its index would exceed {MAX_INDEX_BYTES} bytes. Start another registry."
                     )
                 self._write(self.root / _INDEX, data)
+                self._parsed = None
                 if self.index() != change.index:
                     raise IntegrityError(
                         f"{self.root / _INDEX}: reads back other than it was written. Check this disk."
@@ -157,7 +165,8 @@ class Layout:
         self.copy_blob(descriptor, None)
         return True
 
-    def _open_blob(self, descriptor: Descriptor) -> BinaryIO:
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """A blob's bytes, not verified but for their number."""
         path = self.blob_path(descriptor)
         try:
             stream = _open_regular(path)
@@ -249,6 +258,52 @@ class Layout:
                 with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as stream:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
+
+
+class LayoutRepository(Repository):
+    """One NAME in a layout."""
+
+    def __init__(self, layout: Layout, name: str) -> None:
+        super().__init__(layout.location, name)
+        self._layout = layout
+
+    def models(self) -> tuple[tuple[str | None, Descriptor], ...]:
+        return tuple((tag, descriptor) for _, tag, descriptor in self._layout.index().models(self.name))
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        return self._layout.index().resolve(reference, self.location)
+
+    def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        found = self._layout.index().referrers(digest)
+        return tuple(descriptor for descriptor in found if artifact_type in (None, descriptor.artifact_type))
+
+    def read_manifest(self, descriptor: Descriptor) -> bytes:
+        return self.read_json_blob(descriptor)
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
+        stream = self._layout.open_blob(descriptor)
+        stream.seek(offset)
+        return stream
+
+    def where(self, descriptor: Descriptor) -> str:
+        return str(self._layout.blob_path(descriptor))
+
+    def check_tags(self, digest: str, tags: Sequence[str], *, force: bool = False) -> None:
+        model = Descriptor(MANIFEST_TYPE, digest, 0)
+        self._layout.index().publish(self.name, tags, model, force=force, where=self.location)
+
+    def put(self, part: Part) -> bool:
+        if isinstance(part.content, bytes):
+            return self._layout.put_bytes(part.content, part.descriptor.media_type)
+        return self._layout.put_file(part.content, part.descriptor)
+
+    def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
+        descriptor = describe_model(model)
+        manifests = (model, *(attachment.manifest(descriptor) for attachment in attachments))
+        written = sum(self._layout.put_bytes(manifest, MANIFEST_TYPE) for manifest in manifests)
+        attached = [attachment.descriptor(descriptor) for attachment in attachments]
+        named = self._layout.publish(self.name, tags, descriptor, attached, force=force)
+        return Change(named.model_is_new, named.tags_set, named.attached, written)
 
 
 def _open_regular(path: Path) -> BinaryIO:

@@ -75,7 +75,7 @@ class Pack:
     @property
     def descriptor(self) -> Descriptor:
         """What names the whole model."""
-        return Descriptor(MANIFEST_TYPE, sha256_bytes(self.manifest), len(self.manifest), {}, MODEL_TYPE)
+        return describe_model(self.manifest)
 
     @property
     def bundle_digest(self) -> str:
@@ -86,6 +86,11 @@ class Pack:
     def size_bytes(self) -> int:
         """Bytes of all files."""
         return sum(layer.size for layer in self.layers.values())
+
+
+def describe_model(manifest: bytes) -> Descriptor:
+    """The descriptor that names a model: of its manifest."""
+    return Descriptor(MANIFEST_TYPE, sha256_bytes(manifest), len(manifest), {}, MODEL_TYPE)
 
 
 def build_pack(artifact: Path) -> tuple[Pack, bytes]:

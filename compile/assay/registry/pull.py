@@ -15,10 +15,10 @@ from typing import Any
 from assay.artifact import directory_digest, refuse_code
 from assay.errors import IntegrityError, UsageError
 from assay.files import atomic_directory, list_files
-from assay.registry.layout import Layout
+from assay.registry.base import Repository
 from assay.registry.modelpack import Pack, check_config, read_pack
 from assay.registry.oci import Descriptor
-from assay.registry.reference import Reference, parse_reference
+from assay.registry.open import open_repository
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PullReceipt:
 class Resolved:
     """A reference turned into verified manifest and config bytes."""
 
-    reference: Reference
+    repository: Repository
     descriptor: Descriptor
     pack: Pack
     config: dict[str, Any]
@@ -61,15 +61,14 @@ def pull(registry: Path | str, reference: str, destination: Path, *, force: bool
     byte is not what was published, AssayError when the disk is full or cannot be written; the destination is then as
     it was.
     """
-    layout = Layout.open(registry)
-    resolved = resolve(layout, reference)
+    resolved = resolve(registry, reference)
     pack = resolved.pack
     destination = Path(os.path.abspath(destination))  # noqa: PTH100  (resolve() would follow a link at the end)
     created = not _holds(destination, pack)
     if created:
         _check_destination(destination, force)
         with atomic_directory(destination) as directory:
-            _copy_files(layout, pack, directory)
+            _copy_files(resolved.repository, pack, directory)
     return PullReceipt(
         reference=reference,
         digest=resolved.descriptor.digest,
@@ -81,23 +80,26 @@ def pull(registry: Path | str, reference: str, destination: Path, *, force: bool
     )
 
 
-def resolve(layout: Layout, reference: str) -> Resolved:
-    """Find an artifact and check its manifest and config; raises UsageError when there is none, IntegrityError."""
-    parsed = parse_reference(reference)
-    descriptor = layout.resolve(parsed)
-    where = f"{layout.root}: {parsed} ({descriptor.digest})"
-    pack = read_pack(layout.read_json_blob(descriptor), where)
-    config = check_config(layout.read_json_blob(pack.config), pack, f"{where}: config")
-    return Resolved(parsed, descriptor, pack, config)
+def resolve(registry: Path | str, reference: str) -> Resolved:
+    """Find an artifact and check its manifest and config; raises UsageError when there is none, IntegrityError.
+
+    registry: where to look, unless the reference is a whole address (oci://HOST/PATH/NAME:TAG).
+    """
+    repository, parsed = open_repository(registry, reference)
+    descriptor = repository.resolve(parsed)
+    where = f"{repository.location}: {parsed} ({descriptor.digest})"
+    pack = read_pack(repository.read_manifest(descriptor), where)
+    config = check_config(repository.read_json_blob(pack.config), pack, f"{where}: config")
+    return Resolved(repository, descriptor, pack, config)
 
 
-def _copy_files(layout: Layout, pack: Pack, directory: Path) -> None:
+def _copy_files(repository: Repository, pack: Pack, directory: Path) -> None:
     for name, layer in pack.layers.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # "x": the directory is ours and fresh, so that a name that exists is an attack or a defect.
         with path.open("xb") as sink:
-            layout.copy_blob(layer, sink)
+            repository.copy_blob(layer, sink)
     refuse_code(directory)
     # Read back: the digests so far are of bytes that were read, this one is of bytes that were written.
     if (written := directory_digest(directory)) != pack.bundle_digest:

@@ -1,4 +1,8 @@
-"""How an artifact is asked for: NAME, NAME:TAG, NAME@sha256:… or sha256:…"""
+"""How an artifact is asked for: NAME, NAME:TAG, NAME@sha256:… or sha256:…, after the address of a registry or without.
+
+The address of a registry is a directory or SCHEME://PLACE.  `--registry oci://host/team` with NAME:TAG and the
+reference oci://host/team/NAME:TAG mean the same.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,19 @@ DEFAULT_TAG = "latest"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,98}[a-z0-9])?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"v?\d+(\.\d+)*([._+-].*)?", re.ASCII)
+
+
+# Scheme → how its addresses look.
+SCHEMES: dict[str, str] = {}
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a registry is.  scheme: "" for a directory.  place: its path, or what follows SCHEME://."""
+
+    scheme: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -60,14 +77,30 @@ def check_name(name: str) -> None:
         )
 
 
-def local_directory(location: Path | str) -> Path:
-    """The directory that a registry's address names; NotSupportedError for the address of a server."""
-    # One slash: a Path has lost the other.
-    if re.match(r"[a-z][a-z0-9+.-]+:/", str(location)):
-        raise NotSupportedError(
-            f"{location}: this version publishes to a directory only, an OCI image layout. Give its path."
-        )
-    return Path(location)
+def parse_address(text: Path | str) -> Address:
+    """Read a registry's address; NotSupportedError lists the schemes, UsageError says what is missing."""
+    text = str(text)
+    found = _SCHEME.match(text)
+    if not found:
+        return Address("", text)
+    scheme, place = found[1], text[found.end() :].strip("/")
+    if scheme not in SCHEMES:
+        # A path that was meant, and a Path that lost a slash, end here, too.
+        raise NotSupportedError(f"{text}: no registry has such an address. Allowed: a directory{_allowed()}.")
+    if not place:
+        raise UsageError(f"{text}: names no place. Write {SCHEMES[scheme]}.")
+    return Address(scheme, place)
+
+
+def split_address(text: str) -> tuple[str | None, str]:
+    """The registry's address in front of a reference, or None, and the rest: NAME, NAME:TAG or NAME@sha256:…"""
+    if not _SCHEME.match(text):
+        return None, text
+    address, _, rest = text.rpartition("/")
+    if not rest or address.endswith((":", ":/")):
+        raise UsageError(f"{text!r} is not a reference: it has a registry but no name. Write SCHEME://PLACE/NAME:TAG.")
+    parse_address(address)
+    return address, rest
 
 
 def check_tag(tag: str) -> None:
@@ -79,3 +112,16 @@ def check_tag(tag: str) -> None:
 def is_version(tag: str) -> bool:
     """Whether a tag reads as a version (1, v1.2, 1.2.0-rc1): such a tag, once given, stays where it is."""
     return _VERSION.fullmatch(tag) is not None
+
+
+def check_move(name: str, tag: str, old: str, new: str, *, force: bool) -> None:
+    """UsageError when a version tag would move from one digest to another and `force` is not set."""
+    if old != new and is_version(tag) and not force:
+        raise UsageError(
+            f"{name}:{tag} is {old} and versions do not move; this artifact is {new}. Publish it under a new version, "
+            "or use force to move the tag."
+        )
+
+
+def _allowed() -> str:
+    return "".join(f", {form}" for form in SCHEMES.values())
