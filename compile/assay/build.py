@@ -9,7 +9,7 @@ from assay.artifact import LOCK_NAME, MANIFEST_NAME, MANIFEST_VERSION
 from assay.files import readable_json
 from assay.job import Job
 from assay.models.architectures import quantized_by, read_config
-from assay.quantize.model import quantize_model
+from assay.quantize.model import quantize_model, walked_samples
 from assay.quantize.schemes import assign_schemes, weight_scheme
 from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.targets import TARGETS, load_target
@@ -102,6 +102,9 @@ def _notes(job: Job, realization: Realization) -> list[str]:
     if skipped:
         shown = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
         notes.append(f"not quantized: {shown}.")
+    samples = len(job.tokens)
+    if (walked := walked_samples(job.recipe.quantize, job.checkpoint.shape, *job.tokens.shape)) < samples:
+        notes.append(f"of {samples} calibration texts the first {walked} were used: rounding to nearest needs no more.")
     asked = getattr(job.recipe.quantize, "damping", None)
     notes += [
         f"{row['name']}: GPTQ's damping was raised from {asked:g} to {row['damping']:g} to invert the Gram matrix."

@@ -19,7 +19,7 @@ from assay.job import resolve, source_stage
 from assay.models.architectures import DecoderShape
 from assay.models.source import locate
 from assay.progress import Progress
-from assay.quantize.model import held_bytes, walked_models
+from assay.quantize.model import held_bytes, walked_models, walked_samples
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.spill import MEMORY_SHARE
 from assay.recipe import ExactMatchTask, GreedyAgreementMetric, PrefixReuseMetric, Recipe
@@ -124,7 +124,7 @@ def _matrix_speed() -> float:
 def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str, int]) -> dict[str, float]:
     """Estimated seconds of each stage when nothing is cached.  items: how many each task has."""
     calibration, evaluation = recipe.calibration, recipe.evaluate
-    tokens = calibration.samples * calibration.length
+    tokens = walked_samples(recipe.quantize, shape, calibration.samples, calibration.length) * calibration.length
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
     grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
     grams *= len(shape.architecture.linears)
@@ -181,7 +181,8 @@ def _head_copy(recipe: Recipe, shape: DecoderShape) -> int:
 
 def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
     """Bytes of the hungriest stage: quantizing holds a layer and the activations of all samples, evaluating holds both models."""
-    tokens = recipe.calibration.samples * recipe.calibration.length
+    calibration = recipe.calibration
+    tokens = walked_samples(recipe.quantize, shape, calibration.samples, calibration.length) * calibration.length
     activations = min(held_bytes(recipe.quantize, shape, tokens), MEMORY_SHARE * memory_bytes())
     prefixes = [f"{shape.architecture.layers}.{index}." for index in range(shape.layers)]
     sizes = {linear.name: linear.out_features * linear.in_features for linear in shape.linears}

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from assay.models.checkpoint import Checkpoint
 from assay.models.stepping import SteppedLayer
 from assay.progress import Progress
-from assay.quantize.model import compare, quantize_model
+from assay.quantize.model import compare, quantize_model, walked_samples
 from assay.quantize.schemes import assign_schemes
 from assay.quantize.statistics import Compared, Drift, accumulate
 from assay.quantize.store import LayerStore, QuantizedModule
@@ -196,6 +196,43 @@ def test_a_finished_job_is_left_alone(tiny_model: Callable[[str], Path], tmp_pat
         os.utime(path, (1, 1))
     quantize(tiny_model("llama"), chosen, tmp_path)
     assert {path.stat().st_mtime for path in tmp_path.iterdir()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "samples", "length", "walked"),
+    [
+        ({"method": "rtn"}, 128, 512, 32),
+        ({"method": "rtn", "transform": "awq"}, 64, 512, 16),
+        # A quarter would be fewer than 8,192 tokens.
+        ({"method": "rtn"}, 32, 512, 16),
+        ({"method": "rtn"}, 32, 128, 32),
+        ({"method": "rtn", "scheme": "W8A8", "group_size": None}, 64, 512, 16),
+        ({"method": "rtn", "scheme": "W8A8_STATIC", "group_size": None}, 64, 512, 64),
+        ({"method": "rtn", "scheme": "NVFP4", "group_size": None}, 64, 512, 64),
+        ({"method": "rtn", "kv_cache": "fp8"}, 64, 512, 64),
+        ({"method": "gptq"}, 64, 512, 64),
+    ],
+)
+def test_rounding_to_nearest_walks_a_share_of_the_texts(
+    tiny_model: Callable[[str], Path], chosen: dict[str, Any], samples: int, length: int, walked: int
+) -> None:
+    shape = Checkpoint(tiny_model("llama")).shape
+    assert walked_samples(settings(**chosen), shape, samples, length) == walked
+
+
+def test_texts_that_are_not_walked_change_nothing(
+    tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assay.quantize.model.FEWEST_TOKENS_WALKED", 1)
+    model, many = tiny_model("llama"), tokens(8)
+
+    def run(chosen: Quantize, given: torch.Tensor, name: str) -> dict[str, bytes]:
+        quantize_model(Checkpoint(model), given, chosen, LayerStore(tmp_path / name), Progress())
+        return file_bytes(tmp_path / name)
+
+    nearest, others = settings(method="rtn"), torch.cat([many[:2], many[2:].flip(1)])
+    assert run(nearest, many, "nearest") == run(nearest, others, "others")
+    assert run(settings(method="gptq"), many, "gptq") != run(settings(method="gptq"), others, "gptq others")
 
 
 def test_correction_brings_the_whole_model_closer_and_no_correction_measures_no_drift(

@@ -43,6 +43,8 @@ from assay.recipe import Gptq, Quantize
 _TOKENS_PER_BATCH = 1024
 COMPARED_SHARE = 0.125
 SURVEYED_SHARE = 0.25
+WALKED_SHARE = 0.25
+FEWEST_TOKENS_WALKED = 8192
 FEWEST_TOKENS_PER_INPUT = 0.5
 
 
@@ -50,13 +52,14 @@ FEWEST_TOKENS_PER_INPUT = 0.5
 class _Streams:
     """Hidden states of the calibration batches: in the quantized model, and of the first ones in the float model for the drift.
 
-    length: tokens of a text.  keep: what puts tensors that outlive a step out of the way.
+    length: tokens of a text.  keep: what puts tensors that outlive a step out of the way.  surveyed: batches that factors are chosen by.
     """
 
     quantized: list[Tensor]
     original: list[Tensor] | None
     length: int
     keep: Spill | None
+    surveyed: int
 
 
 class _Quantizer:
@@ -151,7 +154,7 @@ class _Quantizer:
             original = SteppedLayer(held[-1], stops, streams.original, calls(index, streams.original), streams.keep)
         transformed = Transformed()
         if self.settings.transform != "none":
-            few = streams.quantized[: math.ceil(SURVEYED_SHARE * len(streams.quantized))]
+            few = streams.quantized[: streams.surveyed]
             transformed = self.transform(layer, few, calls(index, few), streams.keep)
         arguments, cache = calls(index, streams.quantized), None
         if self.settings.kv_cache is not None:
@@ -248,14 +251,15 @@ def quantize_model(
     map_large_tensors()
     decoder = Decoder(checkpoint)
     quantizer = _Quantizer(checkpoint, settings)
+    walked = walked_samples(settings, checkpoint.shape, *tokens.shape)
     layers, head = decoder.layer_count, decoder.architecture.head
     total = layers + (head in quantizer.schemes)
     finished = next((index for index in range(total) if not store.holds(index)), total)
     if finished == total:
         return
     with torch.no_grad(), progress.stage("quantize", total, finished) as advance:
-        keep = _spill(tokens.numel(), settings, checkpoint, store, progress)
-        streams = _embedded(decoder, tokens, quantizer, keep)
+        keep = _spill(walked * tokens.shape[1], settings, checkpoint, store, progress)
+        streams = _embedded(decoder, tokens, walked, quantizer, keep)
         shapes = {(len(batch), batch.shape[1]) for batch in (*streams.quantized, *(streams.original or ()))}
         arguments = {shape: decoder.layer_arguments(*shape) for shape in shapes}
 
@@ -278,10 +282,12 @@ def quantize_model(
             advance()
 
 
-def _embedded(decoder: Decoder, tokens: Tensor, quantizer: _Quantizer, keep: Spill | None) -> _Streams:
-    """The calibration text before the first layer."""
-    length = tokens.shape[1]
-    streams = _Streams(list(decoder.embed(tokens).split(max(1, _TOKENS_PER_BATCH // length))), None, length, keep)
+def _embedded(decoder: Decoder, tokens: Tensor, walked: int, quantizer: _Quantizer, keep: Spill | None) -> _Streams:
+    """The first texts, as many as are walked, before the first layer."""
+    samples, length = tokens.shape
+    together = max(1, _TOKENS_PER_BATCH // length)
+    surveyed = math.ceil(SURVEYED_SHARE * math.ceil(samples / together))
+    streams = _Streams(list(decoder.embed(tokens[:walked]).split(together)), None, length, keep, surveyed)
     if quantizer.correction:
         first = math.ceil(COMPARED_SHARE * length)
         streams.original = [batch[:, :first].contiguous() for batch in streams.quantized]
@@ -308,8 +314,21 @@ def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams
     streams.quantized = SteppedLayer(layer.module, (), streams.quantized, arguments, streams.keep).outputs()
 
 
+def walked_samples(settings: Quantize, shape: DecoderShape, samples: int, length: int) -> int:
+    """How many of the calibration texts run through the model.
+
+    Rounding to nearest asks of a layer's inputs only how large each channel is, which a quarter of the texts tells as well
+    (docs/benchmarks.md). Inverted Gram matrices, ranges of activations and routers' choices want all of them.
+    """
+    schemes = assign_schemes(settings, shape).schemes.values()
+    calibrated = any(scheme.activations and scheme.activations.calibrated for scheme in schemes)
+    if isinstance(settings, Gptq) or calibrated or settings.kv_cache is not None or any(shape.experts):
+        return samples
+    return min(samples, max(math.ceil(WALKED_SHARE * samples), math.ceil(FEWEST_TOKENS_WALKED / length)))
+
+
 def walked_models(settings: Quantize) -> float:
-    """How many models the calibration text runs through: with a correction, the float one for a share of it too."""
+    """How many models that text runs through: with a correction, the float one for a share of it too."""
     return 1 + COMPARED_SHARE * bool(isinstance(settings, Gptq) and settings.correction)
 
 

@@ -30,10 +30,13 @@ from assay.quantize.activations import calibrate, quantize_inputs
 from assay.quantize.gptq import Factor, factorize, gptq, output_error
 from assay.quantize.ranges import find_grid
 from assay.quantize.schemes import WeightScheme
+from assay.quantize.statistics import accumulate
 from assay.recipe import Gptq, Quantize
 
 _STRENGTHS = tuple(0.05 * step for step in range(1, 21))
 _SMOOTHING = tuple(0.1 * step for step in range(1, 10))
+# Of AWQ's strengths every fourth is tried, then those around the best.
+_STRIDE = 4
 _SAMPLED_TOKENS = 512
 _SAMPLED_ROWS = 512
 _SMALLEST = 1e-5
@@ -57,12 +60,13 @@ class Surveyed:
     def of(inputs: Sequence[Tensor], diagonal: bool) -> Surveyed:
         """inputs: float32 [tokens, in] of each batch; every batch may be empty (an expert without tokens)."""
         features = inputs[0].shape[1]
-        gram = torch.zeros(features) if diagonal else torch.zeros(features, features)
+        gram = torch.zeros(features) if diagonal else accumulate(inputs, None).gram
         absmax, sample = torch.zeros(features), list[Tensor]()
         stride = max(1, -(-sum(map(len, inputs)) // _SAMPLED_TOKENS))
         for batch in inputs:
             if len(batch):
-                gram = gram + batch.square().sum(0) if diagonal else gram.addmm_(batch.T, batch)
+                if diagonal:
+                    gram += batch.square().sum(0)
                 absmax = torch.maximum(absmax, batch.abs().amax(0))
                 sample.append(batch[::stride])
         return Surveyed(gram, absmax, torch.cat(sample) if sample else torch.zeros(1, features))
@@ -70,6 +74,10 @@ class Surveyed:
     @property
     def power(self) -> Tensor:
         return self.gram if self.gram.dim() == 1 else self.gram.diagonal()
+
+
+# The factors of a strength.
+_Law = Callable[[float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,7 @@ def find_factors(
     smooth = settings.transform == "smoothquant"
     fixed = settings.strength if smooth and isinstance(settings.strength, float) else None
     if fixed is not None:
-        return _smoothing(fold, readers, (fixed,))[0]
-    candidates = _smoothing(fold, readers, _SMOOTHING) if smooth else _activation_aware(fold, readers)
+        return _smoothing(fold, readers)(fixed)
     identity = torch.ones(fold.count)
 
     def loss(factors: Tensor, method: str, damping: float | None) -> float:
@@ -123,34 +130,53 @@ def find_factors(
                 shared[id(seen)] = factorize(seen.gram * columns * columns[:, None], damping)
         return sum(_loss(reader, columns, method, shared.get(id(reader.inputs)), scale_dtype) for reader in readers)
 
-    best = min(candidates, key=lambda factors: loss(factors, "minmax", None))
+    def plain(factors: Tensor) -> float:
+        return loss(factors, "minmax", None)
+
+    if smooth:
+        best = _least([_smoothing(fold, readers)], _SMOOTHING, 1, plain)
+    else:
+        best = _least(_activation_aware(fold, readers), _STRENGTHS, _STRIDE, plain)
     if smooth and all(reader.scheme.kind == "int" for reader in readers):
-        best = min(best, _descended(fold, readers, best), key=lambda factors: loss(factors, "minmax", None))
+        best = min(best, _descended(fold, readers, best), key=plain)
     damping = settings.damping if isinstance(settings, Gptq) else None
     return best if loss(best, settings.range, damping) < loss(identity, settings.range, damping) else None
 
 
-def _activation_aware(fold: Fold, readers: Sequence[_Reader]) -> list[Tensor]:
-    """1 / s of every strength for AWQ's rules s = x^r and s = x^r / w^(1 − r): root mean square x, mean relative magnitude w."""
+def _least(laws: Sequence[_Law], strengths: Sequence[float], stride: int, loss: Callable[[Tensor], float]) -> Tensor:
+    """The factors of least loss, of every law and every `stride`-th strength, or of the strengths around that one."""
+    tried = [
+        (loss(law(strengths[place])), number, place)
+        for number, law in enumerate(laws)
+        for place in range(stride - 1, len(strengths), stride)
+    ]
+    _, number, best = min(tried)
+    around = range(max(0, best - stride + 1), min(len(strengths), best + stride))
+    tried += [(loss(laws[number](strengths[place])), number, place) for place in around if place != best]
+    _, number, best = min(tried)
+    return laws[number](strengths[best])
+
+
+def _activation_aware(fold: Fold, readers: Sequence[_Reader]) -> tuple[_Law, _Law]:
+    """1 / s for AWQ's rules s = x^r and s = x^r / w^(1 − r): root mean square x, mean relative magnitude w."""
     power = sum((reader.inputs.power for reader in readers), start=torch.zeros(1))
     relative = torch.cat(
         [reader.weight.abs() / reader.weight.abs().amax(1, keepdim=True).clamp_(min=_SMALLEST) for reader in readers]
     )
     inputs = _by_row(fold, power, torch.mean).sqrt().clamp_(min=_SMALLEST)
     weights = _by_row(fold, relative.mean(0), torch.mean).clamp_(min=_SMALLEST)
-    return [
-        _centred(scales)
-        for strength in _STRENGTHS
-        for scales in (inputs**strength, inputs**strength / weights ** (1 - strength))
-    ]
+    return (
+        lambda strength: _centred(inputs**strength),
+        lambda strength: _centred(inputs**strength / weights ** (1 - strength)),
+    )
 
 
-def _smoothing(fold: Fold, readers: Sequence[_Reader], strengths: Sequence[float]) -> list[Tensor]:
-    """1 / s of each strength α, for s = max|x|^α / max|w|^(1 − α)."""
+def _smoothing(fold: Fold, readers: Sequence[_Reader]) -> _Law:
+    """1 / s for s = max|x|^α / max|w|^(1 − α)."""
     inputs = torch.stack([reader.inputs.absmax for reader in readers]).amax(0)
     weights = torch.cat([reader.weight for reader in readers]).abs().amax(0)
     inputs, weights = (_by_row(fold, values, torch.amax).clamp_(min=_SMALLEST) for values in (inputs, weights))
-    return [_centred(inputs**strength / weights ** (1 - strength)) for strength in strengths]
+    return lambda strength: _centred(inputs**strength / weights ** (1 - strength))
 
 
 def _descended(fold: Fold, readers: Sequence[_Reader], factors: Tensor) -> Tensor:
