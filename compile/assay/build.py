@@ -73,6 +73,7 @@ def artifact_manifest(job: Job, quantized: QuantizedLayer, realization: Realizat
         "target": recipe.target.format,
         "runtime": TARGETS[recipe.target.format].runtime,
         "device": recipe.target.device,
+        "requires": dict(realization.requires),
         "scheme": recipe.quantize.scheme,
         "group_size": scheme.group_size or "channel",
         "method": recipe.quantize.method,

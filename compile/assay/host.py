@@ -8,6 +8,8 @@ import functools
 import importlib.util
 import os
 import platform
+import subprocess
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,30 @@ def cpu_facts() -> dict[str, Any]:
                 flags = value
     sets = [name for name in _INSTRUCTION_SETS if name in flags.split()]
     return {"machine": platform.machine(), "cpu": name, "instruction_sets": sets, "cores": cores()}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as its driver names it.  compute_capability: such as "8.9"."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs of this machine, as nvidia-smi lists them; none where there is no driver."""
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    rows = (
+        [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
+        if done.returncode == 0
+        else []
+    )
+    return tuple(Gpu(*row) for row in rows if len(row) == 3)
 
 
 def machine_facts() -> dict[str, Any]:

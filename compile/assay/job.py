@@ -72,7 +72,7 @@ class Job:
     @property
     def candidate_stage(self) -> Stage:
         facts = {
-            "code": code_digest("assay.build", "assay.targets"),
+            "code": code_digest("assay.build", "assay.targets", "assay.requirements"),
             "quantized": self.quantize_stage.key,
             "baseline": self.baseline_stage.key,
             "target": self.recipe.target.model_dump(mode="json"),

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -31,6 +32,7 @@ from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import QuantizedLayer
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import OnnxRuntimeGenai, Recipe
+from assay.requirements import built_with
 from assay.targets.realized import Realization, StoredLinear, verify
 
 MODEL = "model.onnx"
@@ -78,7 +80,8 @@ def build_candidate(
     shutil.copyfile(baseline / CONFIG, destination / CONFIG)
     _copy_tokenizer(checkpoint, destination)
     assigned = assign_schemes(recipe.quantize, checkpoint.shape).schemes
-    return verify(checkpoint.shape, assigned, quantized.modules, read_back(destination, checkpoint.shape))
+    realized = verify(checkpoint.shape, assigned, quantized.modules, read_back(destination, checkpoint.shape))
+    return replace(realized, requires=built_with("onnxruntime-genai"))
 
 
 def read_back(directory: Path, shape: DecoderShape) -> dict[str, StoredLinear]:

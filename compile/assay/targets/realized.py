@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ class StoredLinear:
 
 @dataclass(frozen=True)
 class Realization:
-    """layers: one row per Linear for the manifest.  fallbacks: sentences on everything that is not as asked."""
+    """layers: one row per Linear for the manifest.  fallbacks: sentences on everything that is not as asked.
+
+    requires: what a machine must have to run these bytes (assay.requirements).
+    """
 
     layers: tuple[dict[str, Any], ...]
     fallbacks: tuple[str, ...]
+    requires: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def verify(
