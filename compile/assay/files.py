@@ -99,9 +99,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Flush a directory, and every file and directory below it, to disk."""
+    """Flush a directory, and every file and directory below it, to disk; what links point to is none of it."""
     for path in (*directory.rglob("*"), directory):
-        _sync(path)
+        if not path.is_symlink():
+            _sync(path)
 
 
 def _sync(path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from assay.registry import inspection
     from assay.registry.publish import Receipt
     from assay.registry.pull import PullReceipt
+    from assay.serving.make import Serving
     from assay_evals.comparison import Compared
     from assay_evals.load.result import Result
     from assay_evals.runtimes.base import Continuation
@@ -210,6 +211,20 @@ class Output:
         sys.stdout.write(f"bundle     {facts.bundle_digest}\ndigest     {facts.digest}\n")
         if found:
             self.verified(found)
+
+    def served(self, made: Serving) -> None:
+        if self._json:
+            self._write_json(_plain(made) | {"shell_command": made.shell_command})
+            return
+        state = "written" if made.created else "unchanged"
+        sys.stdout.write(
+            f"{state:<10} {made.directory}: {', '.join(made.files)}\nserves     {made.name}@{made.digest}\n"
+        )
+        if made.modelcar:
+            sys.stdout.write(f"modelcar   {made.modelcar.layout}:{made.modelcar.tag} {made.modelcar.digest}\n")
+        for note in () if self._quiet else made.notes:
+            sys.stdout.write(f"note       {_printable(note)}\n")
+        sys.stdout.write(f"start      {made.shell_command}\n")
 
     def generated(self, found: Continuation) -> None:
         if self._json:

@@ -20,5 +20,13 @@ RegistryOption = Annotated[
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…; or ADDRESS/NAME:TAG.")
 ]
+StackOption = Annotated[
+    str,
+    typer.Option(
+        "--for",
+        metavar="STACK",
+        help="vllm, sglang, tensorrt-llm, onnxruntime-genai, triton, kserve, truss, bentoml or compose.",
+    ),
+]
 DEFAULT_WORKSPACE = Path("artifacts")
 DEFAULT_REGISTRY = "artifacts/store"

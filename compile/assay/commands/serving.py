@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from assay.commands.options import JsonOption, QuietOption
+from assay.commands.options import JsonOption, QuietOption, StackOption
 from assay.errors import UsageError
 from assay.show import Output
 
@@ -32,6 +32,49 @@ def generate(
     Output(json, quiet).generated(
         generate_text(str(read_manifest(directory).get("runtime")), directory, prompt, new_tokens)
     )
+
+
+def serving(
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIRECTORY", exists=True, file_okay=False, help="An artifact, e.g. a pulled one."),
+    ],
+    stack: StackOption,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where the files go; DIRECTORY.STACK, unless given."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What clients call the model; its own name, unless given.")
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Where the server sees DIRECTORY, such as in a container."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65534, help="What the server listens on.")] = 8000,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="kserve, truss: where the cluster finds the files, such as s3://…"),
+    ] = None,
+    modelcar: Annotated[
+        Path | None,
+        typer.Option(metavar="LAYOUT", help="kserve: write the artifact as a container image, too, to an OCI layout."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="truss, compose: container image to start.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the output holds.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write what a serving stack needs to serve an artifact, beside it, and show the command that starts the server.
+
+    The artifact itself is hashed and left as it is. What a stack cannot serve is refused, with the stacks that can.
+    """
+    from assay.serving.make import Options, make_serving
+
+    options = Options(name=name, at=at, storage=storage, image=image, modelcar=modelcar, port=port)
+    Output(json, quiet).served(make_serving(directory, stack, output, options, force=force))
 
 
 def bench(

@@ -7,7 +7,7 @@ TensorRT-LLM (2026) `models/quant_config_utils.py`, `_torch/model_config.py` and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from assay.errors import NotSupportedError
@@ -136,17 +136,22 @@ def format_refusals(target: str, shape: DecoderShape, assigned: Assigned) -> Ite
 def engine_refusals(target: str, engine: Engine, shape: DecoderShape, assigned: Assigned) -> Iterator[Refusal]:
     """What this engine is known not to read, or to read as something else."""
     sizes = {linear.name: (linear.out_features, linear.in_features) for linear in shape.linears}
+    yield from misreadings(target, engine, [(name, scheme.name, sizes[name]) for name, scheme in assigned.items()])
+
+
+def misreadings(target: str, engine: Engine, linears: Sequence[tuple[str, str, tuple[int, ...]]]) -> Iterator[Refusal]:
+    """The same of Linears that are compiled already: name, name of the scheme, shape of each."""
     for row in ENGINES:
         if (row.engine, row.format) != (engine, target):
             continue
         hits = [
-            name
-            for name, scheme in assigned.items()
-            if scheme.name in row.schemes and (row.multiple == 1 or any(size % row.multiple for size in sizes[name]))
+            (name, scheme)
+            for name, scheme, sizes in linears
+            if scheme in row.schemes and (row.multiple == 1 or any(size % row.multiple for size in sizes))
         ]
         if hits:
-            kinds = ", ".join(sorted({assigned[name].name for name in hits}))
-            yield Refusal(hits[0], f"{engine} cannot serve {kinds} ({_some(hits)}) from {target}: {row.reason}.")
+            kinds, names = ", ".join(sorted({scheme for _, scheme in hits})), [name for name, _ in hits]
+            yield Refusal(names[0], f"{engine} cannot serve {kinds} ({_some(names)}) from {target}: {row.reason}.")
 
 
 def split_product(shape: DecoderShape, assigned: Assigned, only: tuple[str, ...] | None = None) -> tuple[str, ...]:
