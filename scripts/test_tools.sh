@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Independent programs that tests hold Assay against: skopeo reads its registries, Chromium its reports. Tests that lack one are skipped,
-# with the reason.
+# Independent programs that tests hold Assay against: docker-registry is a server for it, skopeo reads its registries, Chromium its
+# reports. Tests that lack one are skipped, with the reason.
 set -euo pipefail
 
 missing=()
 command -v skopeo >/dev/null || missing+=(skopeo)
+command -v docker-registry >/dev/null || missing+=(docker-registry)
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
 if [ ${#missing[@]} -eq 0 ] || ! command -v apt-get >/dev/null || [ "$(id -u)" -ne 0 ]; then
   exit 0

@@ -256,7 +256,8 @@ METRICS = (
         (
             "registry: artifacts/store",
             "registry: ftp://host/models",
-            "24: ftp://host/models: no registry has such an address. Allowed: a directory.",
+            "24: ftp://host/models: no registry has such an address. Allowed: a directory, "
+            "oci://HOST[:PORT]/PATH, oci+http://HOST[:PORT]/PATH.",
         ),
         (
             "  kl_divergence: {max: 0.1}",

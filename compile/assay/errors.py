@@ -59,6 +59,14 @@ class IntegrityError(AssayError):
     exit_code = EXIT_INTEGRITY
 
 
+class UnreachableError(AssayError):
+    """A server does not answer, or fails again and again: the same request may work later."""
+
+
+class AccessDeniedError(AssayError):
+    """A server refuses this to us: there are no credentials for it, or they do not allow it."""
+
+
 class PublishRefusedError(AssayError):
     """There is no PASS for exactly these bytes. The exit code tells which verdict stood in the way."""
 

@@ -18,11 +18,12 @@ import re
 import secrets
 import shutil
 import stat
+import threading
 import time
 import unicodedata
 from collections.abc import Generator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from assay.errors import AssayError, IntegrityError
 
@@ -48,6 +49,27 @@ def sha256_file(path: Path) -> str:
     """Digest of a file's bytes in OCI notation, read in pieces."""
     with path.open("rb") as stream:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file, never through a link; IntegrityError for anything else, a named pipe too."""
+    if path.is_symlink():
+        raise IntegrityError(f"{path}: a link where a regular file is needed.")
+    # O_NONBLOCK: opening a named pipe would wait for a writer that never comes.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path}: not a regular file.")
+    return os.fdopen(descriptor, "rb")
+
+
+def copy_bytes(source: BinaryIO, sink: BinaryIO, limit_bytes: int, stop: threading.Event | None = None) -> int:
+    """Copy up to so many bytes in pieces, or until `stop` is set; returns how many were copied."""
+    left = limit_bytes
+    while left and not (stop and stop.is_set()) and (chunk := source.read(min(CHUNK_BYTES, left))):
+        sink.write(chunk)
+        left -= len(chunk)
+    return limit_bytes - left
 
 
 def canonical_json(value: Any) -> bytes:
@@ -154,42 +176,66 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(destination: Path) -> Generator[Path]:
-    """Yield an empty temporary directory; when the block ends well it becomes `destination`, else it is removed.
+def atomic_directory(
+    destination: Path, key: str | None = None, keep_after: tuple[type[BaseException], ...] = ()
+) -> Generator[Path]:
+    """Yield a temporary directory; when the block ends well it becomes `destination`, else it is removed.
 
-    An existing destination is replaced only then. What a killed process left of an earlier attempt is removed first.
+    An existing destination is replaced only then. What a killed process left of an earlier attempt is removed first; but what
+    was made under the same `key`, and ended by a kill or by an error of `keep_after`, is there again in the temporary directory.
     """
     temporary = temporary_beside(destination)
+    kept = destination.with_name(f".{destination.name}.{key}.tmp") if key else None
     try:
         with explain_disk_errors(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            _sweep_directories(destination)
-            with _locked_directory(temporary):
+            _sweep_directories(destination, kept)
+            with contextlib.ExitStack() as stack:
+                # Another process may be at the same work: then this one does it by itself.
+                if kept and stack.enter_context(_locked_directory(kept, may_exist=True)):
+                    temporary = kept
+                else:
+                    stack.enter_context(_locked_directory(temporary))
                 yield temporary
                 sync_tree(temporary)
                 replace_directory(temporary, destination)
-    finally:
+    except keep_after:
+        raise
+    except BaseException:
         _give_up(temporary)
+        raise
 
 
 @contextlib.contextmanager
-def _locked_directory(path: Path) -> Generator[None]:
-    """Make a directory and hold a lock on it, which the kernel frees when this process dies."""
-    path.mkdir()
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _locked_directory(path: Path, *, may_exist: bool = False) -> Generator[bool]:
+    """Make a directory and hold a lock on it, which the kernel frees when this process dies.
+
+    may_exist: take one that is there; False when it is not ours, or when somebody is at work in it.
+    """
+    path.mkdir(exist_ok=may_exist)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        about = os.fstat(descriptor)
+        free = about.st_uid == os.geteuid()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Meanwhile another process may have finished it, and renamed it.
+            free = free and path.lstat().st_ino == about.st_ino
+        except (BlockingIOError, FileNotFoundError):
+            free = False
+        yield free
     finally:
         os.close(descriptor)
 
 
-def _sweep_directories(destination: Path) -> None:
-    """Remove temporary directories of `destination` whose writers are dead: their locks are free.
+def _sweep_directories(destination: Path, kept: Path | None) -> None:
+    """Remove temporary directories of `destination`, all but one, whose writers are dead: their locks are free.
 
     One that is younger than a minute may not be locked yet, and is left alone.
     """
     for left in destination.parent.glob(f".{glob.escape(destination.name)}.*.tmp"):
+        if left == kept:
+            continue
         with contextlib.suppress(OSError):
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

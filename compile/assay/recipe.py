@@ -622,7 +622,7 @@ class Gate(QualityGates):
 class Publish(Strict):
     """Where a PASS goes."""
 
-    registry: Annotated[str, Field(min_length=1, description="an OCI image-layout directory, from where you run")]
+    registry: Annotated[str, Field(min_length=1, description="a directory (from where you run) or oci://HOST/PATH")]
     tags: Annotated[
         tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")], ...],
         Field(description="letters, digits, dots, dashes and underscores, at most 128, not a dot or a dash first"),

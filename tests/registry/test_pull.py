@@ -11,9 +11,9 @@ import pytest
 
 from assay.artifact import bundle_digest, directory_digest
 from assay.errors import AssayError, IntegrityError, UsageError
-from assay.files import canonical_json, sha256_bytes
-from assay.registry.layout import Layout, LayoutRepository
-from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe
+from assay.files import canonical_json, copy_bytes, sha256_bytes
+from assay.registry.layout import Layout
+from assay.registry.oci import MANIFEST_TYPE, describe
 from assay.registry.publish import Receipt, publish
 from assay.registry.pull import pull
 
@@ -288,15 +288,14 @@ def test_a_config_that_is_too_long_is_not_read(receipt: Receipt, registry: Path,
 def test_a_disk_that_loses_a_bit_is_seen(
     receipt: Receipt, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = LayoutRepository.copy_blob
 
-    def lose_a_bit(repository: LayoutRepository, descriptor: Descriptor, sink: BinaryIO | None) -> None:
-        honest(repository, descriptor, sink)
-        if sink is not None and descriptor.size == 1000:
-            sink.seek(0)
-            sink.write(b"X")
+    def lose_a_bit(source: BinaryIO, sink: BinaryIO, limit_bytes: int, stop: Any) -> int:
+        copied = copy_bytes(source, sink, limit_bytes, stop)
+        sink.seek(-1, os.SEEK_CUR)
+        sink.write(b"X")
+        return copied
 
-    monkeypatch.setattr(LayoutRepository, "copy_blob", lose_a_bit)
+    monkeypatch.setattr("assay.registry.base.copy_bytes", lose_a_bit)
     with pytest.raises(IntegrityError, match="Check this disk"):
         pull(registry, "small", tmp_path / "out")
     assert not (tmp_path / "out").exists()

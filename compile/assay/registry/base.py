@@ -19,6 +19,8 @@ To read what is said, ask for the kind.  A registry is not believed: whoever rea
 from __future__ import annotations
 
 import io
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, final
 
 from assay.errors import IntegrityError
-from assay.files import sha256_file
+from assay.files import copy_bytes, sha256_file
 from assay.registry.oci import (
     EMPTY_JSON,
     EMPTY_TYPE,
@@ -101,7 +103,10 @@ class Repository(ABC):
 
     location: the registry, as messages name it.  Every reading method raises IntegrityError for bytes that are not
     what their descriptor promises, UsageError for what is not there, AssayError when the registry cannot be reached.
+    streams: how many blobs are read at once to advantage.
     """
+
+    streams = 1
 
     def __init__(self, location: str, name: str) -> None:
         self.location = location
@@ -141,6 +146,36 @@ class Repository(ABC):
         """Copy a blob, verifying size and digest on the way; with no sink only verify.  Raises IntegrityError."""
         with self.open_blob(descriptor) as stream:
             copy_verified(stream, sink, descriptor, self.where(descriptor))
+
+    @final
+    def fetch(self, descriptor: Descriptor, path: Path, stop: threading.Event | None = None) -> int:
+        """Copy a blob into a file, after what the file has of it, and verify what lies on the disk then.
+
+        Returns the bytes that came from the registry.  A file that turns out to have begun with other bytes is begun
+        anew once.  stop: when set, the copying ends, and what was copied stays.
+        """
+        moved = 0
+        with _open_to_continue(path) as file:
+            for last in (file.seek(0, io.SEEK_END) == 0, True):
+                start = file.seek(0, io.SEEK_END)
+                if start < descriptor.size or start == 0:
+                    with self.open_blob(descriptor, start) as stream:
+                        # One byte more than promised, if there is one: it shows.
+                        moved += copy_bytes(stream, file, descriptor.size - start + 1, stop)
+                if stop and stop.is_set():
+                    return moved
+                file.flush()
+                file.seek(0)
+                try:
+                    copy_verified(file, None, descriptor, str(path))
+                    return moved
+                except IntegrityError as error:
+                    damage = error
+                if last:
+                    break
+                file.truncate(0)
+        self.copy_blob(descriptor, None)
+        raise IntegrityError(f"{damage} In the registry they are right ({self.where(descriptor)}). Check this disk.")
 
     @final
     def read_json_blob(self, descriptor: Descriptor) -> bytes:
@@ -215,6 +250,11 @@ class Registry(ABC):
     @abstractmethod
     def holding(self, digest: str) -> Repository:
         """A repository that has the model with this digest; NotSupportedError where that can only be asked by name."""
+
+
+def _open_to_continue(path: Path) -> BinaryIO:
+    """Open a file to read and write, never through a link; made when there is none."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
 
 
 def check_json_size(descriptor: Descriptor) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from assay.errors import IntegrityError, UsageError
 from assay.files import readable_json
 from assay.registry.oci import INDEX_TYPE, REF_NAME, Descriptor, parse_descriptor, parse_json
-from assay.registry.reference import Reference, check_move, split_ref_name
+from assay.registry.reference import Reference, check_move, some_of, split_ref_name
 
 # Some 100,000 publishes; a longer index is not written, and not read into memory.
 MAX_INDEX_BYTES = 64 << 20
@@ -121,9 +121,9 @@ class Index:
         models = self.models(reference.name)
         if reference.name and not models:
             names = sorted({name for name, _, _ in self.models()})
-            return f"Names here: {_some(names)}." if names else "Nothing is published here."
+            return f"Names here: {some_of(names)}." if names else "Nothing is published here."
         if reference.tag:
-            return f"Tags of {reference.name}: {_some(sorted(tag for _, tag, _ in models if tag))}."
+            return f"Tags of {reference.name}: {some_of(sorted(tag for _, tag, _ in models if tag))}."
         return "List what is published to see the digests."
 
 
@@ -169,8 +169,3 @@ def _without_idle_names(entries: list[Entry]) -> list[Entry]:
             tagged.add(key)
         kept.append(entry)
     return kept
-
-
-def _some(words: Sequence[str], limit: int = 10) -> str:
-    more = f" and {len(words) - limit} more" if len(words) > limit else ""
-    return (", ".join(words[:limit]) + more) or "none"

@@ -1,7 +1,7 @@
 """A registry in a directory: an OCI image layout, safe for many writers and readers at once and against kill -9.
 
-Source: OCI image-layout.md 1.1.  Blobs are written beside the store's blobs, hashed while they are copied, synced,
-renamed, and read back; index.json is replaced as a whole under a lock and only after everything that it names is
+Source: OCI image-layout.md 1.1.  Blobs are copied beside the store's blobs, synced, read back and hashed there, and only
+then renamed; index.json is replaced as a whole under a lock and only after everything that it names is
 there.  Readers take no lock.  An interrupted publish leaves blobs that nothing names, which the next one reuses.
 
 Left out on purpose: deleting (what is published stays), resuming half-written blobs.
@@ -14,7 +14,6 @@ import fcntl
 import io
 import os
 import secrets
-import stat
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -22,7 +21,7 @@ from typing import BinaryIO, Final
 from filelock import FileLock, Timeout
 
 from assay.errors import AssayError, IntegrityError, UsageError
-from assay.files import canonical_json, explain_disk_errors, sync_directory
+from assay.files import canonical_json, copy_bytes, explain_disk_errors, open_regular, sync_directory
 from assay.registry.base import Attachment, Change, Part, Registry, Repository
 from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
 from assay.registry.modelpack import describe_model
@@ -127,7 +126,7 @@ class Layout(Registry):
 
         Raises IntegrityError when the file's bytes are others.
         """
-        return self._put(descriptor, lambda: _open_regular(path), str(path))
+        return self._put(descriptor, lambda: open_regular(path), str(path))
 
     def put_bytes(self, data: bytes, media_type: str) -> bool:
         """Store bytes; True when they were written, False when they were there already."""
@@ -160,16 +159,21 @@ class Layout(Registry):
         with contextlib.suppress(IntegrityError):
             self.copy_blob(descriptor, None)
             return False
-        with explain_disk_errors(self.root), source() as stream, self._partial(self.blob_path(descriptor)) as sink:
-            copy_verified(stream, sink, descriptor, f"{where} (it must not change while it is published)")
-        self.copy_blob(descriptor, None)
+
+        # What is hashed is what was stored, not what was read: one pass shows both that it is right and that it is there.
+        def verify(stored: BinaryIO) -> None:
+            copy_verified(stored, None, descriptor, f"{where}, as stored (it must not change while it is published)")
+
+        path = self.blob_path(descriptor)
+        with explain_disk_errors(self.root), source() as stream, self._partial(path, verify) as sink:
+            copy_bytes(stream, sink, descriptor.size + 1)
         return True
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A blob's bytes, not verified but for their number."""
         path = self.blob_path(descriptor)
         try:
-            stream = _open_regular(path)
+            stream = open_regular(path)
         except FileNotFoundError as error:
             raise IntegrityError(
                 f"{path}: this blob is missing. Publish the artifact again to mend the registry."
@@ -236,8 +240,11 @@ class Layout(Registry):
             sink.write(data)
 
     @contextlib.contextmanager
-    def _partial(self, final: Path) -> Generator[BinaryIO]:
-        """A file that becomes `final` when the block ends well.  Its writer holds a lock on it, see `_sweep`."""
+    def _partial(self, final: Path, verify: Callable[[BinaryIO], None] | None = None) -> Generator[BinaryIO]:
+        """A file that becomes `final` when the block ends well.  Its writer holds a lock on it, see `_sweep`.
+
+        verify: reads the file from its start, after it was synced; what it raises keeps the file from becoming final.
+        """
         partial = self.root / _PARTIAL / secrets.token_hex(8)
         partial.parent.mkdir(exist_ok=True)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -246,6 +253,9 @@ class Layout(Registry):
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
+                if verify:
+                    stream.seek(0)
+                    verify(stream)
                 partial.replace(final)
             sync_directory(final.parent)
         finally:
@@ -306,22 +316,10 @@ class LayoutRepository(Repository):
         return Change(named.model_is_new, named.tags_set, named.attached, written)
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, never through a link; IntegrityError for anything else, a named pipe too."""
-    if path.is_symlink():
-        raise IntegrityError(f"{path}: a link where a regular file is needed.")
-    # O_NONBLOCK: opening a named pipe would wait for a writer that never comes.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise IntegrityError(f"{path}: not a regular file.")
-    return os.fdopen(descriptor, "rb")
-
-
 def _create_locked(path: Path) -> BinaryIO:
     """Create a file and lock it; again, if a sweep took it for a dead writer's in between."""
     while True:
-        stream = path.open("xb")
+        stream = path.open("x+b")
         fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:
             return stream

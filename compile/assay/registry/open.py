@@ -9,7 +9,11 @@ from assay.registry.base import Registry, Repository
 from assay.registry.reference import Reference, parse_address, parse_reference, split_address
 
 # Scheme → module:class.
-_BACKENDS = {"": "assay.registry.layout:Layout"}
+_BACKENDS = {
+    "": "assay.registry.layout:Layout",
+    "oci": "assay.registry.remote:RemoteRegistry",
+    "oci+http": "assay.registry.remote:RemoteRegistry",
+}
 
 
 def open_registry(address: Path | str) -> Registry:

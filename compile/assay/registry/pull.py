@@ -1,20 +1,23 @@
 """Pull an artifact: every byte verified before anything appears at the destination.
 
 A reference is resolved to a digest once; from there on only digests count.  Checked in this order: the manifest's
-bytes, its names, its bundle digest, the config, each file while it is copied, and last the bundle digest of what now
-lies on the disk.
+bytes, its names, its bundle digest, the config, and each file as it lies on the disk.  A pull that was killed, or that
+lost its server, goes on from the bytes it left; files that the destination has already are not moved again.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.artifact import directory_digest, refuse_code
-from assay.errors import IntegrityError, UsageError
-from assay.files import atomic_directory, list_files
+from assay.artifact import refuse_code
+from assay.errors import IntegrityError, UnreachableError, UsageError
+from assay.files import atomic_directory, list_files, remove, sha256_file
+from assay.parallel import in_parallel
 from assay.registry.base import Repository
 from assay.registry.modelpack import Pack, check_config, read_pack
 from assay.registry.oci import Descriptor
@@ -32,7 +35,11 @@ class PulledFile:
 
 @dataclass(frozen=True)
 class PullReceipt:
-    """What a pull did.  created: False when the destination held exactly these bytes already."""
+    """What a pull did.  created: False when the destination held exactly these bytes already.
+
+    moved_bytes: what came from the registry; less than size_bytes when an earlier pull, or what the destination held
+    before, had some of it.
+    """
 
     reference: str
     digest: str
@@ -40,6 +47,7 @@ class PullReceipt:
     destination: Path
     files: tuple[PulledFile, ...]
     size_bytes: int
+    moved_bytes: int
     created: bool
 
 
@@ -64,11 +72,14 @@ def pull(registry: Path | str, reference: str, destination: Path, *, force: bool
     resolved = resolve(registry, reference)
     pack = resolved.pack
     destination = Path(os.path.abspath(destination))  # noqa: PTH100  (resolve() would follow a link at the end)
-    created = not _holds(destination, pack)
+    present = _present(destination, pack, force)
+    created = present.keys() != pack.layers.keys() or list_files(destination) != sorted(pack.layers)
+    moved = 0
     if created:
         _check_destination(destination, force)
-        with atomic_directory(destination) as directory:
-            _copy_files(resolved.repository, pack, directory)
+        key = pack.bundle_digest.removeprefix("sha256:")[:16]
+        with atomic_directory(destination, key, (UnreachableError, KeyboardInterrupt)) as directory:
+            moved = _fill(directory, resolved, present)
     return PullReceipt(
         reference=reference,
         digest=resolved.descriptor.digest,
@@ -76,6 +87,7 @@ def pull(registry: Path | str, reference: str, destination: Path, *, force: bool
         destination=destination,
         files=tuple(PulledFile(name, layer.digest, layer.size) for name, layer in pack.layers.items()),
         size_bytes=pack.size_bytes,
+        moved_bytes=moved,
         created=created,
     )
 
@@ -93,30 +105,62 @@ def resolve(registry: Path | str, reference: str) -> Resolved:
     return Resolved(repository, descriptor, pack, config)
 
 
-def _copy_files(repository: Repository, pack: Pack, directory: Path) -> None:
-    for name, layer in pack.layers.items():
+def _fill(directory: Path, resolved: Resolved, present: dict[str, Path]) -> int:
+    """Make a directory hold exactly the files of an artifact; returns the bytes that came from the registry.
+
+    directory: what an earlier pull of the same artifact left there is used.  present: intact copies of files.
+    """
+    repository, layers = resolved.repository, resolved.pack.layers
+    _clear_strangers(directory, resolved.pack)
+    for name in layers:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+
+    def fetch(name: str) -> int:
         path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # "x": the directory is ours and fresh, so that a name that exists is an attack or a defect.
-        with path.open("xb") as sink:
-            repository.copy_blob(layer, sink)
+        if name in present and not path.exists():
+            shutil.copyfile(present[name], path)
+        return repository.fetch(layers[name], path, stop)
+
+    # Large files first: they decide when the last one is there.
+    names = sorted(layers, key=lambda name: -layers[name].size)
+    moved = sum(in_parallel(repository.streams, fetch, names, stop))
+    if list_files(directory) != sorted(layers):
+        raise IntegrityError(f"{directory}: somebody else writes to this directory. Pull again.")
     refuse_code(directory)
-    # Read back: the digests so far are of bytes that were read, this one is of bytes that were written.
-    if (written := directory_digest(directory)) != pack.bundle_digest:
-        raise IntegrityError(
-            f"{directory}: written were the bytes of {written}, promised {pack.bundle_digest}. Check this disk."
-        )
+    return moved
 
 
-def _holds(destination: Path, pack: Pack) -> bool:
-    """Whether the destination has exactly the files of this artifact."""
-    if destination.is_symlink() or not destination.is_dir():
-        return False
+def _clear_strangers(directory: Path, pack: Pack) -> None:
+    """Empty a directory that holds anything but files of an artifact."""
     try:
-        # Names first: hashing a large directory that cannot be the same would take minutes.
-        return list_files(destination) == list(pack.layers) and directory_digest(destination) == pack.bundle_digest
+        strange = not set(list_files(directory)) <= pack.layers.keys()
     except IntegrityError:
-        return False
+        strange = True
+    if strange:
+        for path in directory.iterdir():
+            remove(path)
+
+
+def _present(destination: Path, pack: Pack, force: bool) -> dict[str, Path]:
+    """The files of an artifact that lie intact at the destination, by name.
+
+    Without `force` only if all names are there: hashing a large directory that will be refused would take minutes.
+    """
+    if destination.is_symlink() or not destination.is_dir():
+        return {}
+    try:
+        names = list_files(destination)
+    except IntegrityError:
+        return {}
+    if not force and names != sorted(pack.layers):
+        return {}
+    candidates = {name: destination / name for name in names if name in pack.layers}
+    return {
+        name: path
+        for name, path in candidates.items()
+        if path.stat().st_size == pack.layers[name].size and sha256_file(path) == pack.layers[name].digest
+    }
 
 
 def _check_destination(destination: Path, force: bool) -> None:

@@ -7,6 +7,7 @@ reference oci://host/team/NAME:TAG mean the same.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ _VERSION = re.compile(r"v?\d+(\.\d+)*([._+-].*)?", re.ASCII)
 
 
 # Scheme → how its addresses look.
-SCHEMES: dict[str, str] = {}
+SCHEMES: dict[str, str] = {"oci": "oci://HOST[:PORT]/PATH", "oci+http": "oci+http://HOST[:PORT]/PATH"}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+")
 
 
@@ -71,7 +72,7 @@ def split_ref_name(text: str) -> tuple[str, str] | None:
 
 def check_name(name: str) -> None:
     """UsageError unless this can name an artifact in a registry."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UsageError(
             f"{name!r} cannot name an artifact; allowed: up to 100 of a-z 0-9 . _ -, a letter or digit at both ends."
         )
@@ -105,8 +106,18 @@ def split_address(text: str) -> tuple[str | None, str]:
 
 def check_tag(tag: str) -> None:
     """UsageError unless this can be a tag."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise UsageError(f"{tag!r} cannot be a tag; allowed: up to 128 of A-Z a-z 0-9 . _ -, not starting with . or -.")
+
+
+def is_name(text: str) -> bool:
+    """Whether this can name an artifact."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_tag(text: str) -> bool:
+    """Whether this can be a tag."""
+    return _TAG.fullmatch(text) is not None
 
 
 def is_version(tag: str) -> bool:
@@ -121,6 +132,12 @@ def check_move(name: str, tag: str, old: str, new: str, *, force: bool) -> None:
             f"{name}:{tag} is {old} and versions do not move; this artifact is {new}. Publish it under a new version, "
             "or use force to move the tag."
         )
+
+
+def some_of(words: Sequence[str], limit: int = 10) -> str:
+    """The first words of a list, for a message."""
+    more = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return (", ".join(words[:limit]) + more) or "none"
 
 
 def _allowed() -> str:

@@ -1,0 +1,480 @@
+"""A registry on a server: OCI distribution over HTTPS.
+
+Source: OCI distribution-spec 1.1.  A commit goes in this order: blobs, the model's manifest by its digest, what is said
+about it, tags.  Whatever is cut off in between leaves a registry in which every name leads to something whole.
+Blobs go up as one streamed PUT (servers differ on chunks) and come down in a stream that goes on by Range after a cut.
+A server cannot compare and swap a tag: two publishers of one version at the same moment can both believe they set it.
+Left out on purpose: uploads that go on after a cut (a new session is started), deleting, digests other than sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from assay.errors import AccessDeniedError, AssayError, IntegrityError, NotSupportedError, UsageError
+from assay.files import CHUNK_BYTES, open_regular, sha256_bytes, sha256_file
+from assay.registry.base import Attachment, Change, Part, Registry, Repository
+from assay.registry.credentials import find_credentials
+from assay.registry.index import Entry, Index, parse_index
+from assay.registry.modelpack import describe_model
+from assay.registry.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, describe, parse_json
+from assay.registry.reference import Address, Reference, check_move, is_name, is_tag, parse_address, some_of
+from assay.registry.transport import Answer, Patience, Transport, repeatable
+
+STREAMS: Final = 4
+_HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,5})?")
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
+# A repository's name, from the distribution-spec.
+_PATH = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
+_FALLBACK_TAG = re.compile(r"sha256-[0-9a-f]{64}.*")
+_NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
+# Names that people write → hosts that serve them.
+_SERVED_BY = {"docker.io": "registry-1.docker.io"}
+_PAGE = 1000
+_MAX_PAGES = 1000
+_ROUNDS = 10
+
+
+class RemoteRegistry(Registry):
+    """oci://HOST[:PORT][/PATH]; a repository's name on the server is PATH/NAME."""
+
+    def __init__(self, address: Address, *, writing: bool) -> None:
+        host, _, path = address.place.partition("/")
+        self.location = f"{address.scheme}://{address.place}"
+        if not _HOST.fullmatch(host):
+            hint = " Credentials do not belong in an address: use docker login." if "@" in host else ""
+            raise UsageError(f"{address.scheme}:// must be followed by HOST or HOST:PORT.{hint}")
+        if path and not _PATH.fullmatch(path):
+            raise UsageError(f"{self.location}: {path!r} cannot be a path on a registry; allowed: a-z 0-9 . _ - and /.")
+        encrypted = address.scheme == "oci" and not _LOOPBACK.fullmatch(host)
+        origin = f"{'https' if encrypted else 'http'}://{_SERVED_BY.get(host, host)}"
+        self._path = f"{path}/" if path else ""
+        self._actions = "pull,push" if writing else "pull"
+        self._transport = Transport(origin, self.location, lambda: find_credentials(host))
+
+    @classmethod
+    def open(cls, address: Path | str) -> RemoteRegistry:
+        """The registry, to read; whether its server answers shows with the first question."""
+        return cls(parse_address(address), writing=False)
+
+    @classmethod
+    def create(cls, address: Path | str) -> RemoteRegistry:
+        """The registry, to write; servers make repositories when they are written to."""
+        return cls(parse_address(address), writing=True)
+
+    @classmethod
+    def check(cls, address: Path | str) -> None:
+        """Ask whether the server is there and knows us; whether we may write to it shows when we do."""
+        registry = cls.create(address)
+        answer = registry._transport.send("GET", "/v2/", "")
+        if answer.status != 200:
+            raise AssayError(
+                f"{registry._transport.failure('GET', '/v2/', answer)} This is no registry that speaks the OCI distribution protocol."
+            )
+
+    def names(self) -> tuple[str, ...]:
+        """The NAMEs directly below the path; NotSupportedError when the server does not list them."""
+        try:
+            found = list_pages(self._transport, "/v2/_catalog", "repositories", "registry:catalog:*")
+        except AccessDeniedError:
+            found = None
+        if found is None:
+            raise NotSupportedError(
+                f"{self.location}: this server does not list its repositories. Ask for one: {self.location}/NAME:TAG."
+            )
+        names = (name.removeprefix(self._path) for name in found if name.startswith(self._path))
+        return tuple(sorted(name for name in names if is_name(name)))
+
+    def repository(self, name: str) -> RemoteRepository:
+        """One repository; UsageError when servers do not allow its name."""
+        path = self._path + name
+        if not _PATH.fullmatch(path):
+            raise UsageError(
+                f"{name!r} cannot be a repository on a registry; allowed: a-z 0-9, with . _ __ or dashes between them."
+            )
+        return RemoteRepository(self._transport, name, path, self._actions)
+
+    def holding(self, digest: str) -> Repository:
+        """NotSupportedError: a server knows a digest only within a repository."""
+        raise NotSupportedError(f"{self.location}: a digest alone leads nowhere on a server. Write NAME@{digest}.")
+
+
+class RemoteRepository(Repository):
+    """One repository on a server."""
+
+    streams = STREAMS
+
+    def __init__(self, transport: Transport, name: str, path: str, actions: str) -> None:
+        super().__init__(transport.name, name)
+        self._transport = transport
+        self._root = f"/v2/{path}"
+        self._scope = f"repository:{path}:{actions}"
+        self._manifests: dict[str, bytes] = {}
+
+    # Reading
+
+    def models(self) -> tuple[tuple[str | None, Descriptor], ...]:
+        """Those with a tag: servers do not list what has none."""
+        tags = [tag for tag in self._tags() if is_tag(tag) and not _FALLBACK_TAG.fullmatch(tag)]
+        with ThreadPoolExecutor(STREAMS) as pool:
+            found = list(pool.map(self._find, tags))
+        return tuple((tag, descriptor) for tag, descriptor in zip(tags, found, strict=True) if descriptor)
+
+    def resolve(self, reference: Reference) -> Descriptor:
+        found = self._find(reference.digest or reference.tag or "")
+        if found is None:
+            tags = [tag for tag in self._tags() if not _FALLBACK_TAG.fullmatch(tag)]
+            there = f"Tags of {self.name}: {some_of(tags)}." if tags else f"There is nothing under {self.name}."
+            raise UsageError(f"{self.location}: there is no {reference}. {there}")
+        return found
+
+    def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        found = [entry.descriptor for entry in self._referrers(digest)[0]]
+        return tuple(descriptor for descriptor in found if artifact_type in (None, descriptor.artifact_type))
+
+    def read_manifest(self, descriptor: Descriptor) -> bytes:
+        data = self._manifests.get(descriptor.digest)
+        if data is None:
+            answer = self._get_manifest(descriptor.digest)
+            if answer is None:
+                raise IntegrityError(f"{self.location}: the manifest {descriptor.digest} is missing from {self.name}.")
+            data = answer
+        if (len(data), sha256_bytes(data)) != (descriptor.size, descriptor.digest):
+            raise IntegrityError(
+                f"{self.location}: sent {len(data)} bytes with the digest {sha256_bytes(data)} as {self.name}@{descriptor.digest} "
+                f"({descriptor.size} bytes)."
+            )
+        return data
+
+    def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
+        raw = _BlobStream(self._transport, self._blob(descriptor), self._scope, self.where(descriptor), descriptor.size)
+        raw.start(offset)
+        return cast("BinaryIO", io.BufferedReader(raw, CHUNK_BYTES))
+
+    def where(self, descriptor: Descriptor) -> str:
+        return f"{self.location}/{self.name}@{descriptor.digest}"
+
+    # Writing
+
+    def check_tags(self, digest: str, tags: Sequence[str], *, force: bool = False) -> None:
+        for tag in dict.fromkeys(tags):
+            if old := self._find(tag):
+                check_move(f"{self.location}: {self.name}", tag, old.digest, digest, force=force)
+
+    def put(self, part: Part) -> bool:
+        if self._has(part.descriptor):
+            return False
+        patience = Patience()
+        while (failure := self._upload(part)) is not None:
+            patience.wait(*failure)
+            if self._has(part.descriptor):  # the answer alone was lost
+                break
+        if not self._has(part.descriptor):
+            raise AssayError(f"{self.where(part.descriptor)}: the server took this blob and does not have it.")
+        return True
+
+    def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
+        descriptor = describe_model(model)
+        known = {found.digest for found in self.referrers(descriptor.digest)}
+        written = [self._put_manifest(model, descriptor.digest)]
+        attached = [attachment.descriptor(descriptor) for attachment in attachments]
+        for attachment, found in zip(attachments, attached, strict=True):
+            written.append(self._put_manifest(attachment.manifest(descriptor), found.digest))
+        self._list_referrers(descriptor.digest, attached)
+        tags_set = tuple(tag for tag in dict.fromkeys(tags) if self._set_tag(tag, model, force))
+        self._list_referrers(descriptor.digest, attached)
+        new = tuple(found.digest for found in attached if found.digest not in known)
+        return Change(written[0], tags_set, new, sum(written))
+
+    # The pieces
+
+    def _send(
+        self, method: str, url: str, *, headers: dict[str, str] | None = None, body: bytes | None = None
+    ) -> Answer:
+        return self._transport.send(method, url, self._scope, headers=headers, body=body)
+
+    def _content(self, answer: Answer, method: str, url: str, expected: int = 200) -> bytes:
+        if answer.status != expected:
+            raise AssayError(self._transport.failure(method, url, answer))
+        return answer.body
+
+    def _blob(self, descriptor: Descriptor) -> str:
+        return f"{self._root}/blobs/{descriptor.digest}"
+
+    def _tags(self) -> list[str]:
+        return sorted(list_pages(self._transport, f"{self._root}/tags/list", "tags", self._scope) or [])
+
+    def _get_manifest(self, reference: str, accept: str = MANIFEST_TYPE) -> bytes | None:
+        """A manifest's bytes by tag or digest, or None."""
+        url = f"{self._root}/manifests/{reference}"
+        answer = self._send("GET", url, headers={"Accept": accept})
+        return None if answer.status == 404 else self._content(answer, "GET", url)
+
+    def _find(self, reference: str) -> Descriptor | None:
+        """What a tag or a digest names; by the bytes that come, not by what the server says of them."""
+        data = self._get_manifest(reference, f"{MANIFEST_TYPE}, {INDEX_TYPE}")
+        if data is None:
+            return None
+        found = describe(data, MANIFEST_TYPE)
+        if reference.startswith("sha256:") and found.digest != reference:
+            raise IntegrityError(
+                f"{self.location}: sent bytes with the digest {found.digest} as {self.name}@{reference}."
+            )
+        self._manifests[found.digest] = data
+        return found
+
+    def _has(self, descriptor: Descriptor) -> bool:
+        url = self._blob(descriptor)
+        answer = self._send("HEAD", url)
+        if answer.status not in (200, 404):
+            raise AssayError(self._transport.failure("HEAD", url, answer))
+        return answer.status == 200 and answer.headers.get("content-length") in (None, str(descriptor.size))
+
+    def _upload(self, part: Part) -> tuple[str, str | None] | None:
+        """One attempt; a failure that may pass, with the server's Retry-After, or None when it is done."""
+        descriptor, url = part.descriptor, f"{self._root}/blobs/uploads/"
+        # Servers that know the blob from another repository may take it from there.
+        answer = self._send("POST", f"{url}?mount={quote(descriptor.digest)}", headers={"Content-Length": "0"})
+        if answer.status == 201:
+            return None
+        self._content(answer, "POST", url, 202)
+        location = self._transport.absolute(answer.headers.get("location", ""))
+        target = f"{location}{'&' if '?' in location else '?'}digest={quote(descriptor.digest)}"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(descriptor.size)}
+        try:
+            with self._transport.open(
+                "PUT", target, self._scope, headers=headers, body=lambda: _content_of(part)
+            ) as sent:
+                answer = self._transport.read(sent)
+        except httpx2.TransportError as error:
+            return self._transport.describe(error), None
+        if answer.status == 201:
+            return None
+        failure = self._transport.failure("PUT", target, answer)
+        if answer.has_error("DIGEST_INVALID") and _digest_of(part) != descriptor.digest:
+            raise IntegrityError(f"{part.content}: it changed while it was published; publish it again.")
+        if repeatable(answer.status) or answer.has_error("DIGEST_INVALID") or answer.status == 404:
+            # Damaged on the way, or a session that the server lost.
+            return failure, answer.headers.get("retry-after")
+        raise AssayError(failure)
+
+    def _put_manifest(self, data: bytes, digest: str) -> bool:
+        """Store a manifest by its digest; False when it was there."""
+        if self._get_manifest(digest) == data:
+            return False
+        self._write_manifest(digest, data, MANIFEST_TYPE)
+        if self._get_manifest(digest) != data:
+            raise IntegrityError(f"{self.location}: {self.name}@{digest} reads back other than it was written.")
+        return True
+
+    def _write_manifest(self, reference: str, data: bytes, media_type: str) -> None:
+        url = f"{self._root}/manifests/{reference}"
+        answer = self._send("PUT", url, headers={"Content-Type": media_type}, body=data)
+        self._content(answer, "PUT", url, 201)
+
+    def _set_tag(self, tag: str, model: bytes, force: bool) -> bool:
+        digest = sha256_bytes(model)
+        old = self._find(tag)
+        if old and old.digest == digest:
+            return False
+        if old:
+            check_move(f"{self.location}: {self.name}", tag, old.digest, digest, force=force)
+        self._write_manifest(tag, model, MANIFEST_TYPE)
+        found = self._find(tag)
+        if found is None or found.digest != digest:
+            raise AssayError(
+                f"{self.location}: {self.name}:{tag} was set to {digest} and is now {found.digest if found else 'gone'}: somebody "
+                "else published at the same moment. The artifact is there by its digest."
+            )
+        return True
+
+    # Referrers.  Where the server has no call for them: an index under a tag made of the subject's digest.
+
+    def _referrers(self, digest: str) -> tuple[list[Entry], bool]:
+        """Who refers to a manifest, and whether the server has the call that tells."""
+        url: str | None = f"{self._root}/referrers/{digest}"
+        entries: list[Entry] = []
+        for _ in range(_MAX_PAGES):
+            answer = self._send("GET", url, headers={"Accept": INDEX_TYPE})
+            if answer.status in (404, 405):
+                data = self._get_manifest(digest.replace(":", "-"), INDEX_TYPE)
+                index = parse_index(data, f"{self.location}: referrers of {digest}") if data else Index()
+                return list(index.entries), False
+            entries += parse_index(self._content(answer, "GET", url), f"{self.location}: referrers").entries
+            if (url := _next_page(answer)) is None:
+                break
+        return entries, True
+
+    def _list_referrers(self, digest: str, attached: Sequence[Descriptor]) -> None:
+        """See to it that all of these are listed.
+
+        Without the call, whoever read the index before we wrote it may overwrite what we wrote; others need about as
+        long for that as we do, so that it shows a little later, and is done again.
+        """
+        for _ in range(_ROUNDS):
+            started = time.monotonic()
+            entries, has_call = self._referrers(digest)
+            listed = {entry.descriptor.digest for entry in entries}
+            missing = [found for found in attached if found.digest not in listed]
+            if not missing:
+                return
+            if not has_call:
+                grown = Index((*entries, *(Entry(found.to_json(), found) for found in missing)))
+                self._write_manifest(digest.replace(":", "-"), grown.to_bytes(), INDEX_TYPE)
+            time.sleep(min(2.0, (time.monotonic() - started) * random.uniform(2, 4)))
+        raise AssayError(
+            f"{self.location}: {self.name}@{digest} is there, but the server keeps losing what refers to it "
+            f"({', '.join(found.digest for found in attached)}). Run the same command again."
+        )
+
+
+class _BlobStream(io.RawIOBase):
+    """A blob's bytes from an offset on.  A connection that breaks is made again, for the rest."""
+
+    def __init__(self, transport: Transport, url: str, scope: str, where: str, size: int) -> None:
+        self._transport = transport
+        self._url, self._scope, self._where = url, scope, where
+        self._size = size
+        self._position = 0
+        self._kept = 0
+        self._patience = Patience()
+        self._response = contextlib.ExitStack()
+        self._chunks: Iterator[bytes] | None = None
+        self._rest = memoryview(b"")
+
+    def start(self, offset: int) -> None:
+        """Connect, so that what is not there shows now."""
+        self._position = self._kept = offset
+        self._connect()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        while not self._rest:
+            if self._chunks is None:
+                self._connect()
+                continue
+            try:
+                chunk = next(self._chunks, b"")
+            except httpx2.TransportError as error:
+                self._break(self._transport.describe(error))
+                continue
+            if not chunk and self._position >= self._size:
+                return 0
+            if not chunk:
+                self._break(f"{self._where}: ended {self._size - self._position} bytes short of its {self._size}.")
+            self._rest = memoryview(chunk)
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        self._position += count
+        if self._position - self._kept >= CHUNK_BYTES:
+            self._kept = self._position
+            self._patience.progress()
+        return count
+
+    def close(self) -> None:
+        self._response.close()
+        super().close()
+
+    def _break(self, failure: str, retry_after: str | None = None) -> None:
+        self._response.close()
+        self._chunks = None
+        self._patience.wait(failure, retry_after)
+
+    def _connect(self) -> None:
+        while self._chunks is None:
+            headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+            try:
+                response = self._response.enter_context(
+                    self._transport.open("GET", self._url, self._scope, headers=headers)
+                )
+                self._chunks = self._body(response)
+            except httpx2.TransportError as error:
+                self._break(self._transport.describe(error))
+
+    def _body(self, response: httpx2.Response) -> Iterator[bytes] | None:
+        """The body from our position on; None when asking again may help, after a wait."""
+        status = response.status_code
+        if status == 206 and response.headers.get("content-range", "").startswith(f"bytes {self._position}-"):
+            return response.iter_raw()
+        if status == 200:
+            return _skip(response.iter_raw(), self._position)
+        if status == 416 and self._position >= self._size:
+            return iter(())
+        answer = self._transport.read(response)
+        if repeatable(status):
+            self._break(self._transport.failure("GET", self._url, answer), answer.headers.get("retry-after"))
+            return None
+        if status in (404, 416):
+            raise IntegrityError(
+                f"{self._where}: this blob is missing or shorter than promised ({status}). Publish the artifact again."
+            )
+        raise AssayError(self._transport.failure("GET", self._url, answer))
+
+
+def list_pages(transport: Transport, url: str, key: str, scope: str) -> list[str] | None:
+    """All texts of a paged list; None when the server has no such list."""
+    found: list[str] = []
+    page: str | None = f"{url}?n={_PAGE}"
+    for _ in range(_MAX_PAGES):
+        answer = transport.send("GET", page, scope)
+        if answer.status in (404, 405):
+            return found or None
+        if answer.status != 200:
+            raise AssayError(transport.failure("GET", page, answer))
+        values = parse_json(answer.body, f"{transport.name}: {key}").get(key) or []
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in cast("list[object]", values)):
+            raise IntegrityError(f"{transport.name}: {key} is not a list of names.")
+        found += cast("list[str]", values)
+        if (page := _next_page(answer)) is None:
+            return found
+    raise AssayError(f"{transport.name}: more than {_MAX_PAGES} pages of {key}.")
+
+
+def _next_page(answer: Answer) -> str | None:
+    """The path of the next page; a host that the server names in it is not followed."""
+    found = _NEXT.search(answer.headers.get("link", ""))
+    if not found:
+        return None
+    parts = urlsplit(found[1])
+    return f"{parts.path}?{parts.query}"
+
+
+def _skip(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """Leave out the first bytes: the server sent all of it although a part was asked for."""
+    for chunk in chunks:
+        if count < len(chunk):
+            yield chunk[count:]
+        count = max(0, count - len(chunk))
+
+
+def _content_of(part: Part) -> Iterator[bytes]:
+    if isinstance(part.content, bytes):
+        yield part.content
+        return
+    left = part.descriptor.size
+    with open_regular(part.content) as stream:
+        while left:
+            chunk = stream.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                raise IntegrityError(f"{part.content}: it got shorter while it was published; publish it again.")
+            left -= len(chunk)
+            yield chunk
+
+
+def _digest_of(part: Part) -> str:
+    return sha256_bytes(part.content) if isinstance(part.content, bytes) else sha256_file(part.content)
