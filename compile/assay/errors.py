@@ -67,6 +67,10 @@ class AccessDeniedError(AssayError):
     """A server refuses this to us: there are no credentials for it, or they do not allow it."""
 
 
+class SignatureError(IntegrityError):
+    """A signature that a policy asks for is missing, wrong, or of somebody whom it does not trust with this."""
+
+
 class PublishRefusedError(AssayError):
     """There is no PASS for exactly these bytes. The exit code tells which verdict stood in the way."""
 

@@ -34,7 +34,7 @@ def _causes(details: list[Any]) -> list[Any]:
 def _explain(document: Document, root: type[BaseModel], detail: Any) -> Problem:
     """One pydantic error as a sentence: what is wrong, and what is allowed."""
     location, models = _follow(root, detail["loc"])
-    name = ".".join(str(part) for part in location) or "the recipe"
+    name = ".".join(str(part) for part in location) or f"the {document.what}"
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "extra_forbidden":
         _, around = _follow(root, detail["loc"][:-1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Document:
     data: dict[str, Any]
     lines: dict[Location, int]
     overrides: tuple[tuple[Location, str], ...] = ()  # what `--set` replaced, and the words it was given
+    what: str = "recipe"
 
     def line(self, location: Location) -> int:
         """The line of a value, or of the nearest thing around it that has one."""
@@ -55,8 +56,11 @@ class Document:
         return Problem(self.file, self.line(location), message)
 
 
-def read_document(path: Path) -> Document:
-    """Read one YAML mapping; RecipeError with the line of everything that is wrong."""
+def read_document(path: Path, what: str = "recipe") -> Document:
+    """Read one YAML mapping; RecipeError with the line of everything that is wrong.
+
+    what: the word for such a file in messages.
+    """
     file = str(path)
     try:
         with path.open("rb") as stream:
@@ -64,25 +68,25 @@ def read_document(path: Path) -> Document:
     except OSError as error:
         raise RecipeError([Problem(file, 0, f"cannot be read: {error.strerror}.")]) from error
     if len(raw) > MAX_BYTES:
-        raise RecipeError([Problem(file, 0, "larger than 1 MiB; a recipe is a page of text. Is this the right file?")])
+        raise RecipeError([Problem(file, 0, f"larger than 1 MiB; a {what} is a page of text. Is this the right file?")])
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise RecipeError([Problem(file, line, "not UTF-8 text; save it as UTF-8.")]) from error
-    data, lines = _parse(file, text)
+    data, lines = _parse(file, text, what)
     if not isinstance(data, dict):
-        raise RecipeError([Problem(file, 1, "a recipe is a mapping that begins with `version: 1`.")])
-    return Document(file, data, lines)
+        raise RecipeError([Problem(file, 1, f"a {what} is a mapping that begins with `version: 1`.")])
+    return Document(file, data, lines, what=what)
 
 
-def _parse(file: str, text: str) -> tuple[Any, dict[Location, int]]:
+def _parse(file: str, text: str, what: str = "recipe") -> tuple[Any, dict[Location, int]]:
     """Plain data, and the line of every value in it."""
     if match := Reader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, match.start()) + 1
         raise RecipeError([Problem(file, line, f"the control character {match[0]!a} is not allowed.")])
     try:
-        _refuse_what_is_not_plain(file, text)
+        _refuse_what_is_not_plain(file, text, what)
         node = yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
@@ -94,7 +98,7 @@ def _parse(file: str, text: str) -> tuple[Any, dict[Location, int]]:
     return data, builder.lines
 
 
-def _refuse_what_is_not_plain(file: str, text: str) -> None:
+def _refuse_what_is_not_plain(file: str, text: str, what: str) -> None:
     """Look at the stream of events first: composing recurses once a level, and follows aliases."""
     depth = documents = 0
     for event in yaml.parse(text, _Loader):
@@ -104,11 +108,11 @@ def _refuse_what_is_not_plain(file: str, text: str) -> None:
             message = "anchors and aliases are not allowed; write the value out."
         elif (tag := getattr(event, "tag", None)) is not None:
             name = tag.replace("tag:yaml.org,2002:", "!!")
-            message = f"the tag {name} is not allowed; a recipe is plain data."
+            message = f"the tag {name} is not allowed; a {what} is plain data."
         elif depth > MAX_DEPTH:
             message = f"nested more than {MAX_DEPTH} levels deep."
         elif documents > 1:
-            message = "a second document begins here; a file holds one recipe. Put the other into its own file."
+            message = f"a second document begins here; a file holds one {what}. Put the other into its own file."
         else:
             continue
         raise RecipeError([Problem(file, event.start_mark.line + 1, message)])
@@ -185,7 +189,7 @@ def apply_overrides(document: Document, assignments: tuple[str, ...]) -> Documen
             problems += [Problem(f"--set {shown}", 0, problem.message) for problem in error.problems]
     if problems:
         raise RecipeError(problems)
-    return Document(document.file, data, document.lines, (*document.overrides, *overrides))
+    return replace(document, data=data, overrides=(*document.overrides, *overrides))
 
 
 def _assign(data: dict[str, Any], assignment: str) -> Location:
