@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from assay import __version__
-from assay.commands import recipes, registry, runs, serving
+from assay.commands import lifecycle, recipes, registry, runs, serving
 from assay.errors import EXIT_INVALID, EXIT_OK, EXIT_USAGE, AssayError, RecipeError, UsageError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 PASS or done, 1 FAIL, 2 usage or recipe error, 3 INCONCLUSIVE, 4 INVALID or a failure of the machine, "
-    "5 integrity; 130 interrupted by Ctrl-C.",
+    "5 integrity or signature; 130 interrupted by Ctrl-C.",
 )
 
 _EXIT_INTERRUPTED = 130
@@ -48,6 +48,14 @@ app.command()(registry.pull)
 app.command(name="list")(registry.list_)
 app.command()(registry.show)
 app.command()(registry.verify)
+app.command()(lifecycle.diff)
+app.command()(lifecycle.tag)
+app.command()(lifecycle.untag)
+app.command()(lifecycle.promote)
+app.command()(lifecycle.rollback)
+app.command()(lifecycle.remove)
+app.command()(lifecycle.gc)
+app.command()(lifecycle.keygen)
 app.command()(serving.serving)
 app.command()(serving.generate)
 app.command()(serving.bench)

@@ -10,7 +10,9 @@ from assay.errors import IntegrityError, UsageError
 from assay.files import canonical_json, read_json, sha256_bytes, write_atomic
 from assay.recipe import Evaluate, Gate
 from assay.recipe_file import load_recipe
+from assay.registry.attestations import attest
 from assay.registry.publish import Receipt, publish
+from assay.registry.signing import Signer
 from assay_evals.comparison import Compared, Finished, compare
 from assay_evals.evidence import HEADER_NAME, Evidence, read_evidence
 from assay_evals.gate import judge
@@ -45,12 +47,19 @@ def compare_runs(runs: Sequence[Path]) -> tuple[Compared, ...]:
     return compare([Finished(str(run), evidence, verdict) for run in runs for verdict, evidence in [_finished(run)]])
 
 
-def publish_run(run: Path, registry: Path | str, tags: Sequence[str], *, force: bool = False) -> Receipt:
-    """Publish a finished run, when its verdict is PASS, follows from its evidence, and names exactly its artifact's bytes."""
+def publish_run(
+    run: Path, registry: Path | str, tags: Sequence[str], *, force: bool = False, signer: Signer | None = None
+) -> Receipt:
+    """Publish a finished run, when its verdict is PASS, follows from its evidence, and names exactly its artifact's bytes.
+
+    signer: signs what is said about it; without one it is said unsigned.
+    """
     _finished(run)
     artifact = run / ARTIFACT
     name = read_manifest(artifact)["name"]
-    return publish(artifact, run, registry, name, tags, force=force)
+    return publish(
+        artifact, run, registry, name, tags, force=force, attach=lambda judged: attest(artifact, run, judged, signer)
+    )
 
 
 def _finished(run: Path) -> tuple[Verdict, Evidence]:

@@ -13,6 +13,7 @@ from assay.job import resolve
 from assay.recipe import Recipe
 from assay.registry.open import check_registry
 from assay.registry.publish import Receipt
+from assay.registry.signing import load_signer
 from assay.workspace import Workspace
 from assay_evals.evaluate import check_evaluation, evaluate
 from assay_evals.verdict import Verdict
@@ -45,9 +46,12 @@ def compile_recipe(
     base: the directory that the recipe's relative paths start from.  fresh_evidence: measure again although cached.
     publishing: False leaves the result in the run directory, whatever the recipe says.
     """
+    goal = recipe.publish if publishing else None
     with workspace.run(recipe.name) as run:
-        if recipe.publish is not None and publishing:
-            check_registry(recipe.publish.registry)
+        signer = None
+        if goal is not None:
+            check_registry(goal.registry)
+            signer = load_signer(goal.key)
         job = resolve(recipe, base, workspace)
         check_evaluation(job)
         build_baseline(job, workspace)
@@ -55,12 +59,11 @@ def compile_recipe(
         evidence = evaluate(job, workspace, run / EVIDENCE, fresh=fresh_evidence)
         point_link(run / ARTIFACT, candidate)
         verdict = conclude(run, evidence)
-        if recipe.publish is None or not publishing:
+        if goal is None:
             return Outcome(run, verdict, None, None, verdict.exit_code)
         try:
-            return Outcome(
-                run, verdict, publish_run(run, recipe.publish.registry, recipe.publish.tags), None, verdict.exit_code
-            )
+            receipt = publish_run(run, goal.registry, goal.tags, signer=signer)
+            return Outcome(run, verdict, receipt, None, verdict.exit_code)
         except AssayError as error:
             # The verdict stands and has to be seen, whatever became of the publish.
             return Outcome(run, verdict, None, str(error), error.exit_code)

@@ -627,6 +627,13 @@ class Publish(Strict):
         tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$")], ...],
         Field(description="letters, digits, dots, dashes and underscores, at most 128, not a dot or a dash first"),
     ] = ("latest",)
+    key: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="whoever signs: a private key in PEM (a file, from where you run, or env:NAME), or sigstore",
+        ),
+    ] = None
 
 
 class Recipe(Strict):

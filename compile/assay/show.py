@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,8 @@ class Output:
         sys.stdout.write(
             f"{state:<10} {receipt.registry} {receipt.name}:{', '.join(receipt.tags)}\ndigest     {receipt.digest}\n"
         )
+        signed = f"by {receipt.signer}" if receipt.signer else "no: no key was given, and no policy will trust it"
+        sys.stdout.write(f"signed     {signed}\n")
 
     def pulled(self, receipt: PullReceipt) -> None:
         if self._json:
@@ -154,6 +157,10 @@ class Output:
             f"{state:<10} {receipt.destination} ({len(receipt.files)} files, {size(receipt.size_bytes)})\n"
         )
         sys.stdout.write(f"digest     {receipt.digest}\n")
+        if receipt.trusted is not None:
+            from assay.show_lifecycle import trusted_lines
+
+            self._write_lines(trusted_lines(receipt.trusted))
 
     def listed(self, listings: tuple[inspection.Listing, ...]) -> None:
         if self._json:
@@ -161,12 +168,13 @@ class Output:
             return
         from rich.table import Table
 
-        table = Table("name", "tag", "digest", "size", "scheme", "target", "verdict")
+        table = Table("name", "tag", "digest", "size", "scheme", "target", "verdict", "signed", "promoted")
         for row in listings:
             facts = row.annotations
             verdicts = row.problem or ", ".join(row.verdicts)
             scheme, target = facts.get("dev.assay.scheme", ""), facts.get("dev.assay.target", "")
             cells = (row.name, row.tag or "", row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts)
+            cells += (", ".join(signer[:19] for signer in row.signers), ", ".join(row.promoted))
             table.add_row(*map(_escape, cells))
         self._console.print(table)
 
@@ -183,7 +191,7 @@ class Output:
             "size": size(artifact.size_bytes),
             **{name.removeprefix("dev.assay."): value for name, value in artifact.annotations.items()},
         }.items():
-            sys.stdout.write(f"{_printable(name):<14} {_printable(value)}\n")
+            sys.stdout.write(f"{printable(name):<14} {printable(value)}\n")
         table = Table("file", "size", "digest")
         for file in artifact.files:
             table.add_row(_escape(file.name), size(file.size_bytes), file.digest)
@@ -191,7 +199,10 @@ class Output:
         for evidence in artifact.evidence:
             sys.stdout.write(f"evidence       {evidence.digest}: {evidence.verdict.get('verdict')}\n")
             for reason in evidence.verdict.get("reasons", []):
-                sys.stdout.write(f"               {_printable(str(reason))}\n")
+                sys.stdout.write(f"               {printable(str(reason))}\n")
+        from assay.show_lifecycle import said_lines
+
+        self._write_lines(said_lines(artifact.attestations))
 
     def verified(self, found: inspection.Verification) -> None:
         if self._json:
@@ -201,6 +212,9 @@ class Output:
             f"intact     {found.reference}: {found.blobs} blobs, {size(found.size_bytes)}\ndigest     {found.digest}\n"
         )
         sys.stdout.write(f"PASS       for exactly these bytes, in {len(found.evidence)} evidence record(s)\n")
+        from assay.show_lifecycle import trusted_lines
+
+        self._write_lines(trusted_lines(found.trusted))
 
     def verified_directory(self, facts: inspection.DirectoryFacts, found: inspection.Verification | None) -> None:
         """found: the artifact of these bytes in a registry; None when only a digest was compared."""
@@ -237,11 +251,22 @@ class Output:
             rate = f", then {found.decode_tokens_per_second:.1f} tokens/s" if found.decode_tokens_per_second else ""
             sys.stderr.write(f"first token after {found.time_to_first_token_seconds * 1000:.0f} ms{rate}\n")
 
+    def told(self, value: Any, lines: Iterable[str]) -> None:
+        """A result, and the lines that say it to people."""
+        if self._json:
+            self._write_json(_plain(value))
+        else:
+            self._write_lines(lines)
+
+    def _write_lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+
     def _write_json(self, value: Any) -> None:
         sys.stdout.buffer.write(readable_json(value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text from a registry or a model without what would steer a terminal."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
@@ -250,7 +275,7 @@ def _escape(text: str) -> str:
     """The same, with nothing in it that rich would take for markup."""
     from rich.markup import escape
 
-    return escape(_printable(text))
+    return escape(printable(text))
 
 
 def _plain(value: Any) -> Any:

@@ -96,7 +96,7 @@ def test_what_is_no_key_is_refused(tmp_path: Path) -> None:
     files = write_key_pair(tmp_path / "key", "ed25519", None)
     with pytest.raises(UsageError, match="not a private key in PEM"):
         load_private_key(str(files.public))
-    with pytest.raises(UsageError, match="a private key. Give the public one"):
+    with pytest.raises(UsageError, match=r"a private key\. Give the public one"):
         load_public_key(files.private.read_bytes(), "here")
     with pytest.raises(UsageError, match="here: not a public key in PEM"):
         load_public_key(b"-----BEGIN nothing", "here")

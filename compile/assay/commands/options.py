@@ -18,6 +18,26 @@ RegistryOption = Annotated[str, typer.Option("--registry", metavar="ADDRESS", he
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…; also oci://HOST/PATH/NAME:TAG.")
 ]
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="Sign with this private key (PEM); env:NAME for one in a variable; sigstore in CI.",
+    ),
+]
+PasswordOption = Annotated[
+    str | None,
+    typer.Option(
+        "--password-env",
+        metavar="NAME",
+        help="Variable with the key's password; unless given, ASSAY_KEY_PASSWORD, or you are asked.",
+    ),
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option("--policy", metavar="FILE", help="Trust policy (YAML) that must be met: see docs/trust.md."),
+]
 StackOption = Annotated[
     str,
     typer.Option(

@@ -11,6 +11,7 @@ import typer
 from assay.commands.options import (
     DEFAULT_WORKSPACE,
     JsonOption,
+    KeyOption,
     QuietOption,
     RecipeArgument,
     SetOption,
@@ -82,15 +83,19 @@ def compile_(
         bool, typer.Option("--fresh-evidence", help="Measure again, whatever is cached.")
     ] = False,
     no_publish: Annotated[bool, typer.Option("--no-publish", help="Stop after the verdict and the report.")] = False,
+    key: KeyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Quantize, compile, measure against the baseline, judge, report; publish on PASS. Run again, it goes on where it stopped."""
+    from json import dumps as quoted
+
     from assay.compatibility import check_model
     from assay.recipe_file import load_recipe
 
     output = Output(json, quiet)
-    loaded, document = load_recipe(recipe, tuple(assignments or ()))
+    signed = () if key is None else (f"publish.key={quoted(key)}",)
+    loaded, document = load_recipe(recipe, (*(assignments or ()), *signed))
     check_model(loaded, document, recipe.parent, fetch=True)
     from assay.pipeline import compile_recipe
     from assay.workspace import Workspace

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from assay.commands.options import DEFAULT_REGISTRY, JsonOption, QuietOption, ReferenceArgument, RegistryOption
+from assay.commands.options import (
+    DEFAULT_REGISTRY,
+    JsonOption,
+    KeyOption,
+    PasswordOption,
+    PolicyOption,
+    QuietOption,
+    ReferenceArgument,
+    RegistryOption,
+)
+from assay.errors import UsageError
 from assay.show import Output
 
 
@@ -18,13 +28,17 @@ def publish(
     force: Annotated[
         bool, typer.Option("--force", help="Move a version tag. Never lifts the need for a PASS.")
     ] = False,
+    key: KeyOption = None,
+    password_env: PasswordOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Publish a run whose verdict is PASS and names exactly its bytes; anything else is refused."""
     from assay.conclusion import publish_run
+    from assay.registry.signing import load_signer
 
-    Output(json, quiet).published(publish_run(run, registry, tuple(tags or ("latest",)), force=force))
+    signer = load_signer(key, password_env)
+    Output(json, quiet).published(publish_run(run, registry, tuple(tags or ("latest",)), force=force, signer=signer))
 
 
 def pull(
@@ -32,13 +46,14 @@ def pull(
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to create.")],
     registry: RegistryOption = DEFAULT_REGISTRY,
     force: Annotated[bool, typer.Option("--force", help="Replace what the destination holds.")] = False,
+    policy: PolicyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Pull an artifact. Every byte is verified before anything appears at the destination."""
     from assay.registry.pull import pull as pull_artifact
 
-    Output(json, quiet).pulled(pull_artifact(registry, reference, destination, force=force))
+    Output(json, quiet).pulled(pull_artifact(registry, reference, destination, force=force, policy=policy))
 
 
 def list_(registry: RegistryOption = DEFAULT_REGISTRY, json: JsonOption = False, quiet: QuietOption = False) -> None:
@@ -68,18 +83,23 @@ def verify(
     digest: Annotated[
         str | None, typer.Option("--digest", help="What a directory's digest must be, in place of a registry.")
     ] = None,
+    policy: PolicyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Recompute every digest of an artifact and its evidence, and check that a PASS names exactly these bytes.
 
-    A pulled directory is looked up in the registry by its bytes, or compared with --digest alone.
+    A pulled directory is looked up in the registry by its bytes, or compared with --digest alone.  Signatures are checked by a policy.
     """
     from assay.registry import inspection
 
     output = Output(json, quiet)
     if inspection.is_directory(registry, reference):
+        if digest and policy:
+            raise UsageError(
+                "--digest compares bytes alone, without a registry, where signatures are: give --policy or --digest."
+            )
         facts = inspection.verify_directory(Path(reference), digest)
-        output.verified_directory(facts, None if digest else inspection.verify_pulled(registry, facts))
+        output.verified_directory(facts, None if digest else inspection.verify_pulled(registry, facts, policy))
     else:
-        output.verified(inspection.verify(registry, reference))
+        output.verified(inspection.verify(registry, reference, policy))

@@ -16,10 +16,9 @@ from typing import Any, cast
 from assay.errors import IntegrityError
 from assay.files import canonical_json
 from assay.registry.keys import PrivateKey, PublicKey
-from assay.registry.oci import parse_json
+from assay.registry.oci import IN_TOTO_TYPE, parse_json
 
 ENVELOPE_TYPE = "application/vnd.dsse.envelope.v1+json"
-IN_TOTO_TYPE = "application/vnd.in-toto+json"
 _MAX_SIGNATURES = 32
 
 

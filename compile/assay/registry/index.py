@@ -117,6 +117,28 @@ class Index:
         entries += [_entry(attachment, {SUBJECT: model.digest}) for attachment in added.values()]
         return Named(Index(tuple(entries)), (name, model.digest) not in before, tuple(tags_set), tuple(added))
 
+    def untag(self, name: str, tag: str) -> Index:
+        """Without a tag; the model that had it can still be reached by its digest."""
+        old = [entry for entry in self.entries if entry.named == (name, tag)]
+        kept = [entry for entry in self.entries if entry not in old]
+        return Index(
+            tuple(_without_idle_names(kept + [_entry(_bare(entry.descriptor), {NAME: name}) for entry in old]))
+        )
+
+    def remove(self, name: str, digest: str, where: str) -> Index:
+        """Without a model under a name, and without what is said of it when no other name has it; UsageError when it has tags."""
+        tags = sorted(tag for _, tag, model in self.models(name) if tag and model.digest == digest)
+        if tags:
+            raise UsageError(
+                f"{where}: {name}@{digest} is tagged {', '.join(tags)}. Take the tags away first: `assay untag {name}:{tags[0]}`."
+            )
+        kept = tuple(
+            entry for entry in self.entries if (entry.named, entry.descriptor.digest) != ((name, None), digest)
+        )
+        if not any(model.digest == digest for _, _, model in Index(kept).models()):
+            kept = tuple(entry for entry in kept if entry.subject != digest)
+        return Index(kept)
+
     def _there_is(self, reference: Reference) -> str:
         models = self.models(reference.name)
         if reference.name and not models:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.artifact import LOCK_NAME
 from assay.errors import IntegrityError, UsageError
 from assay.registry.base import read_attachment
 from assay.registry.modelpack import Pack, build_pack, read_pack, recipe_digest
-from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, TITLE, Descriptor, describe, parse_json
+from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, IN_TOTO_TYPE, TITLE, Descriptor, describe, parse_json
 from assay.registry.open import open_registry
 from assay.registry.proof import (
     EVIDENCE_JSON,
@@ -25,13 +26,19 @@ from assay.registry.proof import (
 )
 from assay.registry.pull import PulledFile, Resolved, resolve
 from assay.registry.reference import parse_address
+from assay.registry.tags import CHANNEL, SIGNER
+
+if TYPE_CHECKING:
+    from assay.registry.attestations import Said
+    from assay.registry.trust import Met
 
 
 @dataclass(frozen=True)
 class Listing:
     """One published name.  tag: None for a model that is reached by digest alone.
 
-    annotations: `dev.assay.*` facts of the model.  verdicts: of its evidence, oldest first, as the index states them.
+    annotations: `dev.assay.*` facts of the model.  verdicts: of its evidence, oldest first; signers: key ids (or sigstore) of
+    what is said about it; promoted: channels that it was put into; all three as the registry lists them, not verified.
     problem: why this artifact cannot be pulled, when its manifest is damaged; then size and annotations are empty.
     """
 
@@ -41,6 +48,8 @@ class Listing:
     size_bytes: int
     annotations: dict[str, str]
     verdicts: tuple[str, ...]
+    signers: tuple[str, ...]
+    promoted: tuple[str, ...]
     problem: str | None
 
 
@@ -57,7 +66,8 @@ class Evidence:
 class Artifact:
     """All that a registry knows of one artifact.
 
-    names: each "NAME:TAG" that leads to it.  config: the ModelPack config blob.
+    names: each "NAME:TAG" that leads to it.  config: the ModelPack config blob.  attestations: what is said about it, with
+    signatures that are not verified: `verify` does that, by a policy.
     """
 
     reference: str
@@ -69,11 +79,15 @@ class Artifact:
     config: dict[str, Any]
     files: tuple[PulledFile, ...]
     evidence: tuple[Evidence, ...]
+    attestations: tuple[Said, ...]
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found intact: blobs (each counted once), their bytes, and the evidence manifests with a PASS."""
+    """What was found intact: blobs (each counted once), their bytes, and the evidence manifests with a PASS.
+
+    trusted: what of a policy is met, None when none was given; signatures count by a policy alone.
+    """
 
     reference: str
     digest: str
@@ -81,6 +95,7 @@ class Verification:
     blobs: int
     size_bytes: int
     evidence: tuple[str, ...]
+    trusted: tuple[Met, ...] | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,20 @@ def list_artifacts(registry: Path | str) -> tuple[Listing, ...]:
                 size, annotations, problem = pack.size_bytes, pack.annotations, None
             except IntegrityError as error:
                 size, annotations, problem = 0, dict[str, str](), str(error)
-            listings.append(Listing(name, tag, descriptor.digest, size, annotations, verdicts, problem))
+            said = repository.referrers(descriptor.digest, IN_TOTO_TYPE)
+            listings.append(
+                Listing(
+                    name=name,
+                    tag=tag,
+                    digest=descriptor.digest,
+                    size_bytes=size,
+                    annotations=annotations,
+                    verdicts=verdicts,
+                    signers=_listed(said, SIGNER),
+                    promoted=_listed(said, CHANNEL),
+                    problem=problem,
+                )
+            )
     return tuple(sorted(listings, key=lambda listing: (listing.name, listing.tag or "", listing.digest)))
 
 
@@ -118,6 +146,8 @@ def show(registry: Path | str, reference: str) -> Artifact:
     Manifests, config and verdicts are verified, model files and measurements are not: `verify` does that.
     Raises UsageError when there is no such artifact, IntegrityError.
     """
+    from assay.registry.attestations import read_attestations, said
+
     resolved = resolve(registry, reference)
     repository, digest, pack = resolved.repository, resolved.descriptor.digest, resolved.pack
     return Artifact(
@@ -134,16 +164,18 @@ def show(registry: Path | str, reference: str) -> Artifact:
         evidence=tuple(
             _read_evidence(resolved, descriptor) for descriptor in repository.referrers(digest, EVIDENCE_TYPE)
         ),
+        attestations=tuple(said(attestation) for attestation in read_attestations(repository, resolved.descriptor)),
     )
 
 
-def verify(registry: Path | str, reference: str) -> Verification:
+def verify(registry: Path | str, reference: str, policy: Path | None = None) -> Verification:
     """Check every blob of an artifact and its evidence, and that a PASS for exactly these bytes rests on them.
 
+    policy: a trust policy that it has to meet, too.
     Raises UsageError when there is no such artifact, PublishRefusedError when a verdict is not PASS, IntegrityError
     for everything that is damaged, missing or unproven.
     """
-    resolved = resolve(registry, reference)
+    resolved = resolve(registry, reference, policy)
     repository, pack = resolved.repository, resolved.pack
     found = repository.referrers(resolved.descriptor.digest, EVIDENCE_TYPE)
     if not found:
@@ -158,6 +190,9 @@ def verify(registry: Path | str, reference: str) -> Verification:
         _check_evidence(resolved, evidence)
         manifests.append(descriptor)
         blobs += evidence.layers.values()
+    for descriptor in repository.referrers(resolved.descriptor.digest, IN_TOTO_TYPE):
+        manifests.append(descriptor)
+        blobs += read_attachment(repository, descriptor, resolved.descriptor).layers
     unread = {blob.digest: blob for blob in blobs}
     for blob in unread.values():
         repository.copy_blob(blob, None)
@@ -169,10 +204,11 @@ def verify(registry: Path | str, reference: str) -> Verification:
         blobs=len(unique),
         size_bytes=sum(blob.size for blob in unique.values()),
         evidence=tuple(descriptor.digest for descriptor in found),
+        trusted=resolved.trusted,
     )
 
 
-def verify_pulled(registry: Path | str, facts: DirectoryFacts) -> Verification:
+def verify_pulled(registry: Path | str, facts: DirectoryFacts, policy: Path | None = None) -> Verification:
     """Find a directory's bytes in a registry, and check everything there as `verify` does; IntegrityError when it has no such bytes."""
     opened = open_registry(registry)
     for name in opened.names():
@@ -180,7 +216,7 @@ def verify_pulled(registry: Path | str, facts: DirectoryFacts) -> Verification:
         for _, descriptor in repository.models():
             with suppress(IntegrityError):
                 if read_pack(repository.read_manifest(descriptor), name).bundle_digest == facts.bundle_digest:
-                    return verify(registry, f"{name}@{descriptor.digest}")
+                    return verify(registry, f"{name}@{descriptor.digest}", policy)
     raise IntegrityError(
         f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {opened.location}. They were "
         "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
@@ -235,6 +271,11 @@ def _check_evidence(resolved: Resolved, evidence: Evidence) -> Proof:
     recipe = recipe_digest(parse_json(read(lock), LOCK_NAME)) if lock else None
     where = f"{resolved.repository.location}: evidence {evidence.digest}"
     return check_proof(verdict, header, measurements, bundle=pack.bundle_digest, recipe=recipe, where=where)
+
+
+def _listed(said: Sequence[Descriptor], annotation: str) -> tuple[str, ...]:
+    """What a registry lists under an annotation, each once, sorted."""
+    return tuple(sorted({found.annotations[annotation] for found in said if annotation in found.annotations}))
 
 
 def _files(pack: Pack) -> tuple[PulledFile, ...]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from assay.errors import AssayError, IntegrityError, SignatureError, UsageError
-from assay.registry.dsse import IN_TOTO_TYPE, Envelope, parse_envelope_value
-from assay.registry.oci import parse_json
+from assay.registry.dsse import Envelope, parse_envelope_value
+from assay.registry.oci import IN_TOTO_TYPE, parse_json
 
 BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _MISSING = "keyless signatures need sigstore, which is not installed: pip install 'assay[sigstore]'."
@@ -20,23 +20,11 @@ class KeylessSigner:
     """Signs as the identity of the job that this process runs in."""
 
     media_type = BUNDLE_TYPE
+    label = "sigstore"
 
     def __init__(self) -> None:
-        try:
-            from sigstore.oidc import IdentityError, IdentityToken, detect_credential
-        except ModuleNotFoundError as error:
-            raise UsageError(_MISSING) from error
-        try:
-            token = detect_credential()
-            if token is None:
-                raise UsageError(
-                    "keyless signing: this process has no identity that an issuer vouches for. It works in CI jobs that may ask "
-                    "for one (GitHub Actions: `permissions: id-token: write`; GitLab: `id_tokens` with SIGSTORE_ID_TOKEN). "
-                    "Elsewhere, sign with a key: `assay keygen`."
-                )
-            self._token = IdentityToken(token)
-        except IdentityError as error:
-            raise UsageError(f"keyless signing: the identity of this job cannot be used ({_line(error)}).") from error
+        # Asked for now, so that hours of work are not lost; asked for again to sign, because it lasts for minutes.
+        _identity()
 
     def seal(self, payload: bytes) -> bytes:
         """A sigstore bundle around a statement; each call is an entry in the public log."""
@@ -46,14 +34,34 @@ class KeylessSigner:
         from sigstore.oidc import ExpiredIdentity
         from sigstore.sign import SigningContext
 
+        identity = _identity()
         try:
             context = SigningContext.from_trust_config(ClientTrustConfig.production())
-            with context.signer(self._token, cache=False) as signer:
+            with context.signer(identity, cache=False) as signer:
                 return signer.sign_dsse(Statement(payload)).to_json().encode()
         except ExpiredIdentity as error:
             raise AssayError("keyless signing: the identity of this job has expired. Run the job again.") from error
         except (Error, OSError) as error:
             raise AssayError(f"keyless signing: {_line(error)}. Nothing was published.") from error
+
+
+def _identity() -> Any:
+    """The identity token of this job; UsageError where there is none."""
+    try:
+        from sigstore.oidc import IdentityError, IdentityToken, detect_credential
+    except ModuleNotFoundError as error:
+        raise UsageError(_MISSING) from error
+    try:
+        token = detect_credential()
+        if token is None:
+            raise UsageError(
+                "keyless signing: this process has no identity that an issuer vouches for. It works in CI jobs that may ask "
+                "for one (GitHub Actions: `permissions: id-token: write`; GitLab: `id_tokens` with SIGSTORE_ID_TOKEN). "
+                "Elsewhere, sign with a key: `assay keygen`."
+            )
+        return IdentityToken(token)
+    except IdentityError as error:
+        raise UsageError(f"keyless signing: the identity of this job cannot be used ({_line(error)}).") from error
 
 
 def bundled_envelope(data: bytes, where: str) -> Envelope:

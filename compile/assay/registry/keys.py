@@ -153,6 +153,24 @@ def read_password(variable: str | None, prompt: str, *, ask: Callable[[str], str
     return password.encode()
 
 
+def read_new_password(variable: str | None, *, ask: Callable[[str], str] = getpass.getpass) -> bytes:
+    """A password for a new key: as `read_password`, but who types it types it twice."""
+    if variable is None and PASSWORD_VARIABLE not in os.environ and not sys.stdin.isatty():
+        raise UsageError(
+            f"a new key needs a password: name a variable (--password-env), set {PASSWORD_VARIABLE}, or say --no-password."
+        )
+    typed: list[str] = []
+
+    def ask_and_keep(prompt: str) -> str:
+        typed.append(ask(prompt))
+        return typed[0]
+
+    password = read_password(variable, "Password for the new key: ", ask=ask_and_keep)
+    if typed and ask("The same again: ") != typed[0]:
+        raise UsageError("the two passwords differ; no key was made. Run the same command again.")
+    return password
+
+
 def _read_given(given: str) -> bytes:
     kind, _, name = given.partition(":")
     if kind != "env":

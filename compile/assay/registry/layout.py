@@ -4,7 +4,7 @@ Source: OCI image-layout.md 1.1.  Blobs are copied beside the store's blobs, syn
 then renamed; index.json is replaced as a whole under a lock and only after everything that it names is
 there.  Readers take no lock.  An interrupted publish leaves blobs that nothing names, which the next one reuses.
 
-Left out on purpose: deleting (what is published stays), resuming half-written blobs.
+Blobs go only by `collect`, when nothing names them.  Left out on purpose: resuming half-written blobs.
 """
 
 from __future__ import annotations
@@ -14,26 +14,49 @@ import fcntl
 import io
 import os
 import secrets
+import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 
 from filelock import FileLock, Timeout
 
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, copy_bytes, explain_disk_errors, open_regular, sync_directory
-from assay.registry.base import Attachment, Change, Part, Registry, Repository
+from assay.registry.base import Attachment, Change, Part, Registry, Repository, check_json_size
 from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
 from assay.registry.modelpack import describe_model
-from assay.registry.oci import MANIFEST_TYPE, Descriptor, copy_verified, describe, parse_json
+from assay.registry.oci import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    copy_verified,
+    describe,
+    parse_descriptor,
+    parse_json,
+)
 from assay.registry.reference import Reference
 
 LOCK_SECONDS: Final = 60.0
 _LAYOUT = "oci-layout"
 _INDEX = "index.json"
 _LOCK = ".index.lock"
+_CHANNELS_LOCK = ".channels.lock"
+# Blobs that are found in the store when they are published again are touched when they are older.
+_STALE_SECONDS = 3600.0
 _PARTIAL = ".partial"
 _LAYOUT_JSON = canonical_json({"imageLayoutVersion": "1.0.0"})
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection did.  young: blobs that nothing leads to, left for the grace period.  kept: blobs in use."""
+
+    removed: tuple[str, ...]
+    removed_bytes: int
+    young: int
+    kept: int
 
 
 class Layout(Registry):
@@ -136,28 +159,125 @@ class Layout(Registry):
         self, name: str, tags: Sequence[str], model: Descriptor, attachments: Sequence[Descriptor] = (), *, force: bool
     ) -> Named:
         """Name blobs that are all stored: in one step, or not at all.  UsageError when a version tag would move."""
+        named: list[Named] = []
+
+        def name_it(index: Index) -> Index:
+            named.append(index.publish(name, tags, model, attachments, force=force, where=self.location))
+            return named[0].index
+
+        self.change(name_it)
+        return named[0]
+
+    def change(self, decide: Callable[[Index], Index]) -> None:
+        """Replace the index by what `decide` makes of it, in one step; what it raises leaves everything as it was.
+
+        Raises IntegrityError when a new entry names a blob that is not there.
+        """
         with explain_disk_errors(self.root), self._locked():
             self._parsed = None
             before = self.index()
-            change = before.publish(name, tags, model, attachments, force=force, where=self.location)
-            if change.index != before:
-                data = change.index.to_bytes()
-                if len(data) > MAX_INDEX_BYTES:
-                    raise AssayError(
-                        f"{self.root}: its index would exceed {MAX_INDEX_BYTES} bytes. Start another registry."
-                    )
-                self._write(self.root / _INDEX, data)
-                self._parsed = None
-                if self.index() != change.index:
-                    raise IntegrityError(
-                        f"{self.root / _INDEX}: reads back other than it was written. Check this disk."
-                    )
-        return change
+            after = decide(before)
+            if after == before:
+                return
+            self._check_present(before, after)
+            data = after.to_bytes()
+            if len(data) > MAX_INDEX_BYTES:
+                raise AssayError(
+                    f"{self.root}: its index would exceed {MAX_INDEX_BYTES} bytes. Start another registry."
+                )
+            self._write(self.root / _INDEX, data)
+            self._parsed = None
+            if self.index() != after:
+                raise IntegrityError(f"{self.root / _INDEX}: reads back other than it was written. Check this disk.")
+
+    @contextlib.contextmanager
+    def channels_locked(self) -> Generator[None]:
+        """Only one process at a time decides where a channel goes."""
+        with explain_disk_errors(self.root), self._holding(_CHANNELS_LOCK):
+            yield
+
+    def collect(self, grace_seconds: float, *, dry_run: bool) -> Collected:
+        """Remove every blob that no entry of the index leads to and that is older than the grace period.
+
+        Nothing is named meanwhile, and whoever names a blob afterwards checks that it is there.  dry_run: only count.
+        Raises IntegrityError, and removes nothing, when a manifest that is needed to tell cannot be read.
+        """
+        with explain_disk_errors(self.root), contextlib.nullcontext() if dry_run else self._locked():
+            self._parsed = None
+            reached = self._reached(self.index())
+            blobs = [path for path in (self.root / "blobs" / "sha256").iterdir() if path.is_file()]
+            loose = [(path, path.stat()) for path in blobs if f"sha256:{path.name}" not in reached]
+            # By the clock that stamped the blobs, which may be a file server's.
+            now = time.time() if dry_run else self._clock()
+            old = [(path, about.st_size) for path, about in loose if now - about.st_mtime >= grace_seconds]
+            if not dry_run:
+                for path, _ in old:
+                    path.unlink(missing_ok=True)
+                self._sweep()
+        return Collected(
+            removed=tuple(f"sha256:{path.name}" for path, _ in sorted(old)),
+            removed_bytes=sum(size for _, size in old),
+            young=len(loose) - len(old),
+            kept=len(blobs) - len(loose),
+        )
+
+    def _reached(self, index: Index) -> set[str]:
+        """Digests of everything that an entry of the index leads to: manifests, their layers, their subjects."""
+        reached: set[str] = set()
+        waiting = [entry.descriptor for entry in index.entries]
+        while waiting:
+            descriptor = waiting.pop()
+            if descriptor.digest in reached:
+                continue
+            reached.add(descriptor.digest)
+            if descriptor.media_type in (MANIFEST_TYPE, INDEX_TYPE):
+                waiting += self._named_by(descriptor)
+        return reached
+
+    def _named_by(self, descriptor: Descriptor) -> list[Descriptor]:
+        """The descriptors in a manifest or an index, of other tools too."""
+        where = str(self.blob_path(descriptor))
+        sink = io.BytesIO()
+        check_json_size(descriptor)
+        self.copy_blob(descriptor, sink)
+        value = parse_json(sink.getvalue(), where)
+        found: list[Any] = [value[key] for key in ("config", "subject") if value.get(key) is not None]
+        for key in ("layers", "manifests", "blobs"):
+            items = value.get(key) or []
+            if not isinstance(items, list):
+                raise IntegrityError(f"{where}: {key} is not a list.")
+            found += cast("list[Any]", items)
+        # A subject need not be there: it may be in another registry.
+        return [
+            named
+            for named in (parse_descriptor(item, where) for item in found)
+            if named.media_type not in (MANIFEST_TYPE, INDEX_TYPE) or self.blob_path(named).exists()
+        ]
+
+    def _check_present(self, before: Index, after: Index) -> None:
+        """IntegrityError when a manifest that was not named before, or a blob of it, is missing."""
+        known = {entry.descriptor.digest for entry in before.entries}
+        for entry in after.entries:
+            if entry.descriptor.digest in known or entry.descriptor.media_type != MANIFEST_TYPE:
+                continue
+            for named in self._named_by(entry.descriptor):
+                self.open_blob(named).close()
+
+    def _clock(self) -> float:
+        """The time that a file written now gets."""
+        probe = self.root / _PARTIAL / secrets.token_hex(8)
+        probe.parent.mkdir(exist_ok=True)
+        try:
+            with _create_locked(probe) as stream:
+                return os.fstat(stream.fileno()).st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
 
     def _put(self, descriptor: Descriptor, source: Callable[[], BinaryIO], where: str) -> bool:
         # A blob is never trusted for its name and size: whatever damaged it may have kept both.
         with contextlib.suppress(IntegrityError):
             self.copy_blob(descriptor, None)
+            self._freshen(self.blob_path(descriptor))
             return False
 
         # What is hashed is what was stored, not what was read: one pass shows both that it is right and that it is there.
@@ -168,6 +288,12 @@ class Layout(Registry):
         with explain_disk_errors(self.root), source() as stream, self._partial(path, verify) as sink:
             copy_bytes(stream, sink, descriptor.size + 1)
         return True
+
+    def _freshen(self, path: Path) -> None:
+        """Let a blob that is about to be named be young again, so that nothing collects it before."""
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                os.utime(path)
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A blob's bytes, not verified but for their number."""
@@ -210,7 +336,7 @@ class Layout(Registry):
                 self._write(self.root / _LAYOUT, _LAYOUT_JSON)
 
     def _refuse_strangers(self) -> None:
-        ours = {"blobs", _INDEX, _LAYOUT, _LOCK, _PARTIAL}
+        ours = {"blobs", _INDEX, _LAYOUT, _LOCK, _CHANNELS_LOCK, _PARTIAL}
         try:
             strange = any(path.name not in ours for path in self.root.iterdir())
         except FileNotFoundError:
@@ -220,15 +346,19 @@ class Layout(Registry):
         if strange:
             raise UsageError(f"{self.root}: not a registry, and not empty. Choose a new directory for it.")
 
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Only one writer of the index at a time."""
+        return self._holding(_LOCK)
+
     @contextlib.contextmanager
-    def _locked(self) -> Generator[None]:
-        """Only one writer of the index at a time; the kernel frees the lock of a process that dies."""
-        lock = FileLock(self.root / _LOCK, timeout=LOCK_SECONDS)
+    def _holding(self, name: str) -> Generator[None]:
+        """Hold a lock; the kernel frees that of a process that dies."""
+        lock = FileLock(self.root / name, timeout=LOCK_SECONDS)
         try:
             lock.acquire()
         except Timeout as error:
             raise AssayError(
-                f"{self.root / _LOCK}: another process has held it for {LOCK_SECONDS:.0f} s. Let it end, or stop it."
+                f"{self.root / name}: another process has held it for {LOCK_SECONDS:.0f} s. Let it end, or stop it."
             ) from error
         try:
             yield
@@ -275,44 +405,44 @@ class LayoutRepository(Repository):
 
     def __init__(self, layout: Layout, name: str) -> None:
         super().__init__(layout.location, name)
-        self._layout = layout
+        self.layout = layout
 
     def models(self) -> tuple[tuple[str | None, Descriptor], ...]:
-        return tuple((tag, descriptor) for _, tag, descriptor in self._layout.index().models(self.name))
+        return tuple((tag, descriptor) for _, tag, descriptor in self.layout.index().models(self.name))
 
     def resolve(self, reference: Reference) -> Descriptor:
-        return self._layout.index().resolve(reference, self.location)
+        return self.layout.index().resolve(reference, self.location)
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        found = self._layout.index().referrers(digest)
+        found = self.layout.index().referrers(digest)
         return tuple(descriptor for descriptor in found if artifact_type in (None, descriptor.artifact_type))
 
     def read_manifest(self, descriptor: Descriptor) -> bytes:
         return self.read_json_blob(descriptor)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
-        stream = self._layout.open_blob(descriptor)
+        stream = self.layout.open_blob(descriptor)
         stream.seek(offset)
         return stream
 
     def where(self, descriptor: Descriptor) -> str:
-        return str(self._layout.blob_path(descriptor))
+        return str(self.layout.blob_path(descriptor))
 
     def check_tags(self, digest: str, tags: Sequence[str], *, force: bool = False) -> None:
         model = Descriptor(MANIFEST_TYPE, digest, 0)
-        self._layout.index().publish(self.name, tags, model, force=force, where=self.location)
+        self.layout.index().publish(self.name, tags, model, force=force, where=self.location)
 
     def put(self, part: Part) -> bool:
         if isinstance(part.content, bytes):
-            return self._layout.put_bytes(part.content, part.descriptor.media_type)
-        return self._layout.put_file(part.content, part.descriptor)
+            return self.layout.put_bytes(part.content, part.descriptor.media_type)
+        return self.layout.put_file(part.content, part.descriptor)
 
     def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
         descriptor = describe_model(model)
         manifests = (model, *(attachment.manifest(descriptor) for attachment in attachments))
-        written = sum(self._layout.put_bytes(manifest, MANIFEST_TYPE) for manifest in manifests)
+        written = sum(self.layout.put_bytes(manifest, MANIFEST_TYPE) for manifest in manifests)
         attached = [attachment.descriptor(descriptor) for attachment in attachments]
-        named = self._layout.publish(self.name, tags, descriptor, attached, force=force)
+        named = self.layout.publish(self.name, tags, descriptor, attached, force=force)
         return Change(named.model_is_new, named.tags_set, named.attached, written)
 
 

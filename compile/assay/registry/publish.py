@@ -28,6 +28,7 @@ from assay.registry.proof import (
     check_verdict,
 )
 from assay.registry.reference import check_name, check_tag
+from assay.registry.tags import SIGNER, refuse_channels
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Receipt:
 
     digest: of the model manifest, what `pull` wants.  created: whether this name lacked this model before.  tags_set:
     those of `tags` that were new or moved.  blobs_written: blobs that were not in the registry, or were damaged
-    there.
+    there.  attestations: digests of what else is said about the model; signer: who signed that, None for nobody.
     """
 
     registry: str
@@ -50,6 +51,8 @@ class Receipt:
     tags_set: tuple[str, ...]
     evidence_created: bool
     blobs_written: int
+    attestations: tuple[str, ...]
+    signer: str | None
 
     @property
     def reference(self) -> str:
@@ -115,13 +118,14 @@ def publish(
     model = pack.descriptor
     evidence = _evidence(run_proof, pack)
     judged = Judged(name, model, evidence.descriptor(model), pack, run_proof.proof)
-    attachments = (evidence, *attach(judged))
+    said = attach(judged)
     repository = create_registry(registry).repository(name)
     # Asked now so that a tag that may not move is known before gigabytes are copied; asked again when it is set.
     repository.check_tags(model.digest, tags, force=force)
+    refuse_channels(repository, model.digest, tags)
     parts = [Part(layer, artifact / name) for name, layer in pack.layers.items()]
     written = sum(repository.put(part) for part in [*parts, Part(pack.config, config)])
-    change = repository.commit(pack.manifest, attachments, tags, force=force)
+    change = repository.commit(pack.manifest, (evidence, *said), tags, force=force)
     return Receipt(
         registry=str(registry),
         name=name,
@@ -134,6 +138,8 @@ def publish(
         tags_set=change.tags_set,
         evidence_created=judged.evidence.digest in change.attached,
         blobs_written=written + change.written,
+        attestations=tuple(attachment.descriptor(model).digest for attachment in said),
+        signer=next((attachment.annotations[SIGNER] for attachment in said if SIGNER in attachment.annotations), None),
     )
 
 

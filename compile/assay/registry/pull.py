@@ -1,8 +1,9 @@
 """Pull an artifact: every byte verified before anything appears at the destination.
 
 A reference is resolved to a digest once; from there on only digests count.  Checked in this order: the manifest's
-bytes, its names, its bundle digest, the config, and each file as it lies on the disk.  A pull that was killed, or that
-lost its server, goes on from the bytes it left; files that the destination has already are not moved again.
+bytes, its names, its bundle digest, the signatures that a policy asks for, the config, and each file as it lies on the
+disk.  A pull that was killed, or that lost its server, goes on from the bytes it left; files that the destination has
+already are not moved again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.artifact import refuse_code
 from assay.errors import IntegrityError, UnreachableError, UsageError
@@ -22,6 +23,10 @@ from assay.registry.base import Repository
 from assay.registry.modelpack import Pack, check_config, read_pack
 from assay.registry.oci import Descriptor
 from assay.registry.open import open_repository
+from assay.registry.reference import Reference
+
+if TYPE_CHECKING:
+    from assay.registry.trust import Met
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,31 @@ class PullReceipt:
     size_bytes: int
     moved_bytes: int
     created: bool
+    trusted: tuple[Met, ...] | None
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A reference turned into verified manifest and config bytes."""
+    """A reference turned into verified manifest and config bytes.  trusted: what of a policy it meets, None without one."""
 
     repository: Repository
     descriptor: Descriptor
     pack: Pack
     config: dict[str, Any]
+    trusted: tuple[Met, ...] | None
 
 
-def pull(registry: Path | str, reference: str, destination: Path, *, force: bool = False) -> PullReceipt:
+def pull(
+    registry: Path | str, reference: str, destination: Path, *, force: bool = False, policy: Path | None = None
+) -> PullReceipt:
     """Pull an artifact into a directory that is absent or empty, or that holds this artifact already.
 
-    force: replace whatever the destination holds.
+    force: replace whatever the destination holds.  policy: a trust policy, which is met before any file is read.
     Raises UsageError when there is no such artifact or the destination holds other things, IntegrityError when any
     byte is not what was published, AssayError when the disk is full or cannot be written; the destination is then as
     it was.
     """
-    resolved = resolve(registry, reference)
+    resolved = resolve(registry, reference, policy)
     pack = resolved.pack
     destination = Path(os.path.abspath(destination))  # noqa: PTH100  (resolve() would follow a link at the end)
     present = _present(destination, pack, force)
@@ -89,20 +98,31 @@ def pull(registry: Path | str, reference: str, destination: Path, *, force: bool
         size_bytes=pack.size_bytes,
         moved_bytes=moved,
         created=created,
+        trusted=resolved.trusted,
     )
 
 
-def resolve(registry: Path | str, reference: str) -> Resolved:
+def resolve(registry: Path | str, reference: str, policy: Path | None = None) -> Resolved:
     """Find an artifact and check its manifest and config; raises UsageError when there is none, IntegrityError.
 
-    registry: where to look, unless the reference is a whole address (oci://HOST/PATH/NAME:TAG).
+    registry: where to look, unless the reference is a whole address (oci://HOST/PATH/NAME:TAG).  policy: a trust policy;
+    SignatureError when the artifact does not meet it, before any blob of it is read.
     """
     repository, parsed = open_repository(registry, reference)
     descriptor = repository.resolve(parsed)
     where = f"{repository.location}: {parsed} ({descriptor.digest})"
     pack = read_pack(repository.read_manifest(descriptor), where)
+    trusted = None if policy is None else _admit(repository, parsed, pack, policy)
     config = check_config(repository.read_json_blob(pack.config), pack, f"{where}: config")
-    return Resolved(repository, descriptor, pack, config)
+    return Resolved(repository, descriptor, pack, config, trusted)
+
+
+def _admit(repository: Repository, reference: Reference, pack: Pack, policy: Path) -> tuple[Met, ...]:
+    # Imported here: most pulls have no policy, and cryptography takes a while.
+    from assay.registry.attestations import admit
+    from assay.registry.policy import load_policy
+
+    return admit(repository, reference, pack, load_policy(policy))
 
 
 def _fill(directory: Path, resolved: Resolved, present: dict[str, Path]) -> int:

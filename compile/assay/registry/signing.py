@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from assay.errors import IntegrityError
-from assay.registry.dsse import ENVELOPE_TYPE, IN_TOTO_TYPE, Envelope, parse_envelope, seal
+from assay.registry.dsse import ENVELOPE_TYPE, Envelope, parse_envelope, seal
 from assay.registry.keyless import BUNDLE_TYPE, KeylessSigner, bundled_envelope
 from assay.registry.keys import PrivateKey, load_private_key
+from assay.registry.oci import IN_TOTO_TYPE
 from assay.registry.statements import Statement, parse_statement
 
 KEYLESS = "sigstore"
@@ -33,10 +34,13 @@ class Opened:
 
 
 class Signer(Protocol):
-    """Somebody who signs statements; media_type: of what `seal` gives."""
+    """Somebody who signs statements.  media_type: of what `seal` gives.  label: who it is, as a listing shows it."""
 
     @property
     def media_type(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
 
     def seal(self, payload: bytes) -> bytes: ...
 
@@ -47,6 +51,10 @@ class KeySigner:
 
     key: PrivateKey
     media_type: str = ENVELOPE_TYPE
+
+    @property
+    def label(self) -> str:
+        return self.key.public.key_id
 
     def seal(self, payload: bytes) -> bytes:
         return seal(payload, [self.key])
