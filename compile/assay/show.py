@@ -237,7 +237,7 @@ class Output:
         if made.modelcar:
             sys.stdout.write(f"modelcar   {made.modelcar.layout}:{made.modelcar.tag} {made.modelcar.digest}\n")
         for note in () if self._quiet else made.notes:
-            sys.stdout.write(f"note       {_printable(note)}\n")
+            sys.stdout.write(f"note       {printable(note)}\n")
         sys.stdout.write(f"start      {made.shell_command}\n")
 
     def generated(self, found: Continuation) -> None:

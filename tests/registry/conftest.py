@@ -189,3 +189,58 @@ def read_only_registry(run: Path, tmp_path: Path, request: pytest.FixtureRequest
     publish(run / "artifact", run, disk.place / "store", "small")
     disk.make_read_only()
     yield disk.place / "store"
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """An Ed25519 key by the name of its owner: `.signer`, `.key_id`, and the files `.private` and `.public`."""
+    from types import SimpleNamespace
+
+    from assay.registry.keys import write_key_pair
+    from assay.registry.signing import load_signer
+
+    place = tmp_path_factory.mktemp("keys")
+    made: dict[str, Any] = {}
+
+    def make(owner: str) -> Any:
+        if owner not in made:
+            files = write_key_pair(place / owner, "ed25519", None)
+            made[owner] = SimpleNamespace(**vars(files), signer=load_signer(str(files.private)))
+        return made[owner]
+
+    return make
+
+
+@pytest.fixture
+def publish_signed(registry: Path, keys: Callable[[str], Any]) -> Callable[..., Any]:
+    """Publish a run as `small` with its statements: publish_signed(run, "ci", tags=("latest",)); by nobody without an owner."""
+    from assay.registry.attestations import attest
+    from assay.registry.publish import publish
+
+    def make(
+        run: Path, owner: str | None = "ci", tags: tuple[str, ...] = ("latest",), name: str = "small", **options: Any
+    ) -> Any:
+        artifact, by = run / "artifact", keys(owner).signer if owner else None
+        to = options.pop("registry", registry)
+        return publish(
+            artifact, run, to, name, tags, attach=lambda judged: attest(artifact, run, judged, by), **options
+        )
+
+    return make
+
+
+@pytest.fixture
+def policy(tmp_path: Path, keys: Callable[[str], Any]) -> Path:
+    """A policy: ci signs test results and provenance of small, release promotes into production; other names are other's."""
+    signers = {owner: {"pem": keys(owner).public.read_text()} for owner in ("ci", "release", "other")}
+    rules = [
+        {
+            "names": ["small"],
+            "require": [{"type": "test-result", "signers": ["ci"]}, {"type": "provenance", "signers": ["ci"]}],
+            "channels": {"production": {"signers": ["release"]}},
+        },
+        {"names": ["other"], "require": [{"type": "test-result", "signers": ["other"]}]},
+    ]
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(readable_json({"version": 1, "signers": signers, "rules": rules}))  # JSON is YAML
+    return path

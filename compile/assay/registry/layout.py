@@ -171,7 +171,7 @@ class Layout(Registry):
     def change(self, decide: Callable[[Index], Index]) -> None:
         """Replace the index by what `decide` makes of it, in one step; what it raises leaves everything as it was.
 
-        Raises IntegrityError when a new entry names a blob that is not there.
+        Raises AssayError when a new entry names a blob that is not there.
         """
         with explain_disk_errors(self.root), self._locked():
             self._parsed = None
@@ -255,13 +255,19 @@ class Layout(Registry):
         ]
 
     def _check_present(self, before: Index, after: Index) -> None:
-        """IntegrityError when a manifest that was not named before, or a blob of it, is missing."""
+        """AssayError when a manifest that was not named before, or a blob of it, was collected meanwhile."""
         known = {entry.descriptor.digest for entry in before.entries}
-        for entry in after.entries:
-            if entry.descriptor.digest in known or entry.descriptor.media_type != MANIFEST_TYPE:
-                continue
-            for named in self._named_by(entry.descriptor):
-                self.open_blob(named).close()
+        new = [entry.descriptor for entry in after.entries if entry.descriptor.digest not in known]
+        for manifest in new:
+            self._refuse_collected(manifest)
+            for named in self._named_by(manifest):
+                self._refuse_collected(named)
+
+    def _refuse_collected(self, descriptor: Descriptor) -> None:
+        if not (path := self.blob_path(descriptor)).exists():
+            raise AssayError(
+                f"{path}: was collected before it was named, by a collection with a short grace period. Run the same command again."
+            )
 
     def _clock(self) -> float:
         """The time that a file written now gets."""
