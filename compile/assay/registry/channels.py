@@ -79,7 +79,7 @@ def promote(
             f"{channel!r} reads as a version, and versions do not move; name a channel, such as production."
         )
     checked = verify(registry, reference, policy)
-    place = _Channel(open_repository(registry, reference)[0], channel, policy)
+    place = _Channel(open_repository(registry, reference, writing=True)[0], channel, policy)
     with place.locked():
         now, records = place.now(), place.records(checked.digest)
         stays = now is not None and now.digest == checked.digest
@@ -109,7 +109,7 @@ def rollback(
     if ":" in rest or "@" in rest:
         raise UsageError(f"{name}: give the name alone; what the channel had before is what is asked for.")
     where = address or registry
-    place = _Channel(open_repository(where, rest)[0], channel, policy)
+    place = _Channel(open_repository(where, rest, writing=True)[0], channel, policy)
     now = place.repository.resolve(parse_reference(f"{rest}:{channel}"))
     skipped: list[tuple[str, str]] = []
     for earlier in place.earlier(now.digest):

@@ -36,7 +36,7 @@ def remove(registry: Path | str, reference: str, *, force: bool = False) -> Remo
     force: one that was promoted, too; a rollback can then no longer go back to it, nor past it.
     Raises UsageError for one that has tags, NotSupportedError for a registry on a server.
     """
-    repository, parsed = open_repository(registry, reference)
+    repository, parsed = open_repository(registry, reference, writing=True)
     if parsed.name is None or parsed.digest is None:
         raise UsageError(f"{reference}: write NAME@sha256:DIGEST, so that nothing else is removed than is meant.")
     layout = layout_of(repository, "artifacts").layout

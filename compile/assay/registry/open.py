@@ -31,14 +31,17 @@ def check_registry(address: Path | str) -> None:
     _backend(address).check(address)
 
 
-def open_repository(registry: Path | str, reference: str) -> tuple[Repository, Reference]:
+def open_repository(registry: Path | str, reference: str, *, writing: bool = False) -> tuple[Repository, Reference]:
     """Where a reference leads: the repository, and what to ask of it.
 
-    registry: used unless the reference is a whole address itself, as oci://HOST/PATH/NAME:TAG.
+    registry: used unless the reference is a whole address itself, as oci://HOST/PATH/NAME:TAG.  writing: to add to what is
+    there already; nothing is made.
     """
     address, rest = split_address(reference)
     parsed = parse_reference(rest)
     opened = open_registry(address or registry)
+    if writing:
+        opened = create_registry(address or registry)
     # Without a name the reference is a digest.
     return (opened.holding(str(parsed)) if parsed.name is None else opened.repository(parsed.name)), parsed
 

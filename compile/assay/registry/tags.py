@@ -9,10 +9,10 @@ from pathlib import Path
 from assay.errors import NotSupportedError, UsageError
 from assay.registry.base import Repository
 from assay.registry.layout import LayoutRepository
+from assay.registry.modelpack import read_pack
 from assay.registry.oci import IN_TOTO_TYPE, Descriptor
 from assay.registry.open import open_repository
-from assay.registry.pull import resolve
-from assay.registry.reference import check_tag
+from assay.registry.reference import Reference, check_tag
 
 # Annotations of an attestation, as its registry lists them: shown, and never trusted.
 CHANNEL = "dev.assay.channel"
@@ -37,13 +37,14 @@ def set_tag(registry: Path | str, reference: str, tag: str, *, force: bool = Fal
     force: move a version tag.
     """
     check_tag(tag)
-    resolved = resolve(registry, reference)
-    repository, digest = resolved.repository, resolved.descriptor.digest
-    refuse_channels(repository, digest, (tag,))
+    repository, parsed = open_repository(registry, reference, writing=True)
+    model = repository.resolve(parsed)
+    pack = read_pack(repository.read_manifest(model), f"{repository.location}: {parsed}")
+    refuse_channels(repository, model.digest, (tag,))
     previous = tagged(repository, tag)
-    change = repository.commit(resolved.pack.manifest, (), (tag,), force=force)
+    change = repository.commit(pack.manifest, (), (tag,), force=force)
     before = previous.digest if previous else None
-    return Tagged(repository.location, repository.name, tag, digest, before, bool(change.tags_set))
+    return Tagged(repository.location, repository.name, tag, model.digest, before, bool(change.tags_set))
 
 
 def untag(registry: Path | str, reference: str, *, force: bool = False) -> Tagged:
@@ -51,7 +52,7 @@ def untag(registry: Path | str, reference: str, *, force: bool = False) -> Tagge
 
     force: take away a channel, too.  NotSupportedError for a registry on a server.
     """
-    repository, parsed = open_repository(registry, reference)
+    repository, parsed = open_repository(registry, reference, writing=True)
     if parsed.name is None or parsed.tag is None or ":" not in reference.rpartition("/")[2]:
         raise UsageError(f"{reference}: write NAME:TAG, the tag that is to go.")
     layout = layout_of(repository, "tags").layout
@@ -85,7 +86,10 @@ def is_channel(repository: Repository, model: Descriptor, tag: str) -> bool:
 
 def tagged(repository: Repository, tag: str) -> Descriptor | None:
     """The model that has a tag, None when none has it."""
-    return next((model for name, model in repository.models() if name == tag), None)
+    try:
+        return repository.resolve(Reference(repository.name, tag, None))
+    except UsageError:
+        return None
 
 
 def layout_of(repository: Repository, what: str) -> LayoutRepository:
