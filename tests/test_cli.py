@@ -30,7 +30,7 @@ Assay = Callable[..., CompletedProcess[str]]
 MakeRecipe = Callable[..., Path]
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 COMMANDS = sorted(typer.main.get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
-HEAVY = ("torch", "transformers", "onnxruntime", "onnxruntime_genai", "numpy", "scipy", "safetensors")
+HEAVY = ("torch", "transformers", "onnxruntime", "onnxruntime_genai", "numpy", "scipy", "safetensors", "cryptography")
 IMPOSSIBLE = {"kl_divergence": {"max": 1e-9}}
 
 
@@ -434,3 +434,30 @@ def test_compile_ends_with_the_code_of_the_verdict(assay: Assay, make_recipe: Ma
     assert found["published"] is None and "FAIL" in found["refused"]
     held = assay("compile", recipe.name, "--set", "gate.kl_divergence.max=1.0", "--no-publish", cwd=tmp_path)
     assert held.returncode == 0 and "published  no: " in held.stdout and not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+def test_compile_and_publish_sign(assay: Assay, make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    key = json.loads(assay("keygen", "key", "--no-password", "--json", cwd=tmp_path).stdout)["key_id"]
+    recipe = make_recipe(tmp_path, publish={"registry": "store", "key": "absent"})
+    refused = assay("compile", recipe.name, cwd=tmp_path)
+    assert refused.returncode == 2 and "absent: cannot be read" in refused.stderr
+    assert not list((tmp_path / "artifacts").rglob("*.safetensors"))  # a wrong key is known before anything is built
+    done = assay("compile", recipe.name, "--key", "key", "--json", cwd=tmp_path)
+    published = json.loads(done.stdout)["published"]
+    assert published["signer"] == key and len(published["attestations"]) == 3
+    again = assay("publish", "artifacts/runs/tiny", "--registry", "store", "--key", "key", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == published | {
+        "created": False,
+        "tags_set": [],
+        "evidence_created": False,
+        "blobs_written": 0,
+    }
+    rules = [{"names": ["tiny"], "require": [{"type": kind, "signers": ["me"]} for kind in ("test-result", "bom")]}]
+    (tmp_path / "policy.yaml").write_text(
+        json.dumps({"version": 1, "signers": {"me": {"file": "key.pub"}}, "rules": rules})
+    )
+    trust = ("--registry", tmp_path / "store", "--policy", tmp_path / "policy.yaml")
+    pulled = assay("pull", "tiny", tmp_path / "served", *trust)
+    assert pulled.returncode == 0 and "trusted    bom: signed by me" in pulled.stdout
+    assert assay("verify", tmp_path / "served", *trust).returncode == 0
