@@ -109,7 +109,7 @@ def run_all(arguments: argparse.Namespace, workspace: Path) -> None:
 
 
 def run_turn(turn: Turn, tokens: Path, destination: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Quantize into the directory; seconds of quantizing alone, peak memory of the process."""
+    """Quantize into the directory; seconds of quantizing alone, by the clock and of the processor, peak memory of the process."""
     from assay.host import cores
 
     model, group_size = str(arguments.model), str(arguments.group_size)
@@ -146,13 +146,14 @@ def run_job(arguments: argparse.Namespace) -> None:
         store = LayerStore(Path(directory))
         checkpoint = Checkpoint(arguments.model)
         tokens = load_file(arguments.tokens)["tokens"]
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         quantize_model(checkpoint, tokens, settings, store, Progress())
-        seconds = time.perf_counter() - started
+        seconds, worked = time.perf_counter() - started, time.process_time() - worked
         peak = peak_memory_bytes()
         quantized = store.read_all(checkpoint.shape.layers + 1)
         EXPORTS[arguments.export](checkpoint, quantized, settings, arguments.output)
-    print(json.dumps({"seconds": round(seconds, 1), "peak_memory_bytes": peak}), flush=True)
+    cost = {"seconds": round(seconds, 1), "cpu_seconds": round(worked, 1), "peak_memory_bytes": peak}
+    print(json.dumps(cost), flush=True)
 
 
 def write_dequantized(
