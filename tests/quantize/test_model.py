@@ -201,15 +201,16 @@ def test_a_finished_job_is_left_alone(tiny_model: Callable[[str], Path], tmp_pat
 @pytest.mark.parametrize(
     ("chosen", "samples", "length", "walked"),
     [
-        ({"method": "rtn"}, 128, 512, 32),
-        ({"method": "rtn", "transform": "awq"}, 64, 512, 16),
-        # A quarter would be fewer than 8,192 tokens.
-        ({"method": "rtn"}, 32, 512, 16),
-        ({"method": "rtn"}, 32, 128, 32),
-        ({"method": "rtn", "scheme": "W8A8", "group_size": None}, 64, 512, 16),
+        ({"method": "rtn"}, 128, 512, 16),
+        ({"method": "rtn", "transform": "awq"}, 64, 512, 8),
+        # An eighth would be fewer than 4,096 tokens.
+        ({"method": "rtn"}, 32, 512, 8),
+        ({"method": "rtn"}, 16, 128, 16),
+        ({"method": "rtn", "scheme": "W8A8", "group_size": None}, 64, 512, 8),
         ({"method": "rtn", "scheme": "W8A8_STATIC", "group_size": None}, 64, 512, 64),
         ({"method": "rtn", "scheme": "NVFP4", "group_size": None}, 64, 512, 64),
         ({"method": "rtn", "kv_cache": "fp8"}, 64, 512, 64),
+        ({"method": "rtn", "scheme": "W8A8", "group_size": None, "transform": "smoothquant"}, 64, 512, 64),
         ({"method": "gptq"}, 64, 512, 64),
     ],
 )
@@ -224,7 +225,7 @@ def test_texts_that_are_not_walked_change_nothing(
     tiny_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("assay.quantize.model.FEWEST_TOKENS_WALKED", 1)
-    model, many = tiny_model("llama"), tokens(8)
+    model, many = tiny_model("llama"), tokens(16)
 
     def run(chosen: Quantize, given: torch.Tensor, name: str) -> dict[str, bytes]:
         quantize_model(Checkpoint(model), given, chosen, LayerStore(tmp_path / name), Progress())

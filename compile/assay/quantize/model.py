@@ -43,8 +43,8 @@ from assay.recipe import Gptq, Quantize
 _TOKENS_PER_BATCH = 1024
 COMPARED_SHARE = 0.125
 SURVEYED_SHARE = 0.25
-WALKED_SHARE = 0.25
-FEWEST_TOKENS_WALKED = 8192
+WALKED_SHARE = 0.125
+FEWEST_TOKENS_WALKED = 4096
 FEWEST_TOKENS_PER_INPUT = 0.5
 
 
@@ -317,12 +317,13 @@ def _rerun(decoder: Decoder, index: int, done: QuantizedLayer, streams: _Streams
 def walked_samples(settings: Quantize, shape: DecoderShape, samples: int, length: int) -> int:
     """How many of the calibration texts run through the model.
 
-    Rounding to nearest asks of a layer's inputs only how large each channel is, which a quarter of the texts tells as well
+    Rounding to nearest asks of a layer's inputs only how large each channel is, which an eighth of the texts tells as well
     (docs/benchmarks.md). Inverted Gram matrices, ranges of activations and routers' choices want all of them.
     """
     schemes = assign_schemes(settings, shape).schemes.values()
     calibrated = any(scheme.activations and scheme.activations.calibrated for scheme in schemes)
-    if isinstance(settings, Gptq) or calibrated or settings.kv_cache is not None or any(shape.experts):
+    ranges = calibrated or settings.kv_cache is not None or settings.transform == "smoothquant"
+    if isinstance(settings, Gptq) or ranges or any(shape.experts):
         return samples
     return min(samples, max(math.ceil(WALKED_SHARE * samples), math.ceil(FEWEST_TOKENS_WALKED / length)))
 
