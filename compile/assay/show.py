@@ -168,13 +168,14 @@ class Output:
             return
         from rich.table import Table
 
-        table = Table("name", "tag", "digest", "size", "scheme", "target", "verdict", "signed", "promoted")
+        table = Table("name", "tag", "digest", "size", "scheme", "target", "verdict")
         for row in listings:
             facts = row.annotations
-            verdicts = row.problem or ", ".join(row.verdicts)
+            signers = f"{len(row.signers)} signer{'s' * (len(row.signers) != 1)}" if row.signers else "unsigned"
+            verdicts = row.problem or ", ".join((*row.verdicts, signers))
+            tag = f"{row.tag} (channel)" if row.tag in row.promoted else row.tag or ""
             scheme, target = facts.get("dev.assay.scheme", ""), facts.get("dev.assay.target", "")
-            cells = (row.name, row.tag or "", row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts)
-            cells += (", ".join(signer[:19] for signer in row.signers), ", ".join(row.promoted))
+            cells = (row.name, tag, row.digest[:19] + "…", size(row.size_bytes), scheme, target, verdicts)
             table.add_row(*map(_escape, cells))
         self._console.print(table)
 

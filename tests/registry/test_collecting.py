@@ -76,6 +76,12 @@ def test_a_dry_run_changes_nothing(pair: tuple[Any, Any], registry: Path, helper
     assert helpers.snapshot(registry) == before
 
 
+def test_what_is_no_blob_is_left_alone(pair: tuple[Any, Any], registry: Path) -> None:
+    stranger = registry / "blobs/sha256/oci-put-blob1234"
+    stranger.write_bytes(b"of another tool at work")
+    assert collect(registry, 0).removed == () and stranger.exists()
+
+
 def test_the_grace_period(pair: tuple[Any, Any], registry: Path) -> None:
     path = registry / "blobs/sha256" / ("0" * 64)
     path.write_bytes(b"loose")

@@ -90,4 +90,6 @@ def test_without_a_trust_root_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch
 def test_a_refused_signer_stops_a_publish_first(run: Path, registry: Path, assay: Callable[..., Any]) -> None:
     done = assay("publish", run, "--registry", registry, "--key", "env:ASSAY_NO_SUCH_KEY")
     assert done.returncode == 2 and "ASSAY_NO_SUCH_KEY is not set" in done.stderr
+    done = assay("publish", run, "--registry", registry, "--password-env", "PASSWORD")
+    assert done.returncode == 2 and "no key is given: add --key" in done.stderr
     assert not registry.exists()

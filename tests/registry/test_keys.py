@@ -7,7 +7,14 @@ import pytest
 
 from assay.errors import AssayError, UsageError
 from assay.registry import keys
-from assay.registry.keys import KeyKind, load_private_key, load_public_key, read_password, write_key_pair
+from assay.registry.keys import (
+    KeyKind,
+    load_private_key,
+    load_public_key,
+    read_new_password,
+    read_password,
+    write_key_pair,
+)
 
 KINDS: tuple[KeyKind, ...] = ("ed25519", "ecdsa")
 
@@ -87,6 +94,20 @@ def test_whoever_sits_at_a_terminal_is_asked(monkeypatch: pytest.MonkeyPatch) ->
     assert read_password(None, "?", ask=lambda _: "typed") == b"typed"
     with pytest.raises(UsageError, match="protects nothing"):
         read_password(None, "?", ask=lambda _: "")
+
+
+def test_a_new_password_is_typed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ASSAY_KEY_PASSWORD", raising=False)
+    monkeypatch.setattr(keys.sys.stdin, "isatty", lambda: False)
+    with pytest.raises(UsageError, match="a new key needs a password: name a variable"):
+        read_new_password(None)
+    monkeypatch.setattr(keys.sys.stdin, "isatty", lambda: True)
+    assert read_new_password(None, ask=lambda _: "typed") == b"typed"
+    answers = iter(["one", "other"])
+    with pytest.raises(UsageError, match="the two passwords differ; no key was made"):
+        read_new_password(None, ask=lambda _: next(answers))
+    monkeypatch.setenv("ASSAY_KEY_PASSWORD", "set")
+    assert read_new_password(None, ask=lambda _: next(answers)) == b"set"
 
 
 def test_what_is_no_key_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from assay.registry.reference import Reference, check_tag, is_version, parse_ref
 from assay.registry.signing import Signer, open_sealed, seal_statement
 from assay.registry.statements import Promotion, promotion, read_promotion
 from assay.registry.tags import tagged
-from assay.registry.trust import Attestation, Met, check_promotion
+from assay.registry.trust import Attestation, Met, check_channel, check_promotion
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def promote(
         raise UsageError(
             f"{channel!r} reads as a version, and versions do not move; name a channel, such as production."
         )
-    checked = verify(registry, reference, policy)
     place = _Channel(open_repository(registry, reference, writing=True)[0], channel, policy)
+    checked = verify(registry, reference, policy)
     with place.locked():
         now, records = place.now(), place.records(checked.digest)
         stays = now is not None and now.digest == checked.digest
@@ -145,12 +145,14 @@ def promotions(repository: Repository, model: Descriptor) -> list[Record]:
 
 
 class _Channel:
-    """One channel of a name; with a policy, only records that it trusts are seen."""
+    """One channel of a name; with a policy, only records that it trusts are seen.  SignatureError when it knows no such channel."""
 
     def __init__(self, repository: Repository, channel: str, policy: Path | None) -> None:
         self.repository = repository
         self.channel = channel
         self.policy: Policy | None = None if policy is None else load_policy(policy)
+        if self.policy:
+            check_channel(self.policy, repository.name, channel)
 
     def __str__(self) -> str:
         return f"{self.repository.location}: {self.repository.name}:{self.channel}"

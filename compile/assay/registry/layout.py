@@ -28,6 +28,7 @@ from assay.registry.base import Attachment, Change, Part, Registry, Repository, 
 from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
 from assay.registry.modelpack import describe_model
 from assay.registry.oci import (
+    DIGEST,
     INDEX_TYPE,
     MANIFEST_TYPE,
     Descriptor,
@@ -205,7 +206,9 @@ class Layout(Registry):
         with explain_disk_errors(self.root), contextlib.nullcontext() if dry_run else self._locked():
             self._parsed = None
             reached = self._reached(self.index())
-            blobs = [path for path in (self.root / "blobs" / "sha256").iterdir() if path.is_file()]
+            # What has no digest for a name is no blob, and somebody else's.
+            files = (path for path in (self.root / "blobs" / "sha256").iterdir() if path.is_file())
+            blobs = [path for path in files if DIGEST.fullmatch(f"sha256:{path.name}")]
             loose = [(path, path.stat()) for path in blobs if f"sha256:{path.name}" not in reached]
             # By the clock that stamped the blobs, which may be a file server's.
             now = time.time() if dry_run else self._clock()

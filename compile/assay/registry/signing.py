@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from assay.errors import IntegrityError
+from assay.errors import IntegrityError, UsageError
 from assay.registry.dsse import ENVELOPE_TYPE, Envelope, parse_envelope, seal
 from assay.registry.keyless import BUNDLE_TYPE, KeylessSigner, bundled_envelope
 from assay.registry.keys import PrivateKey, load_private_key
@@ -65,6 +65,8 @@ def load_signer(given: str | None, password_variable: str | None = None) -> Sign
 
     None when nothing is given.  Raises UsageError; asks for a password where one is needed.
     """
+    if given is None and password_variable:
+        raise UsageError("--password-env names the password of a key, and no key is given: add --key.")
     if given is None:
         return None
     return KeylessSigner() if given == KEYLESS else KeySigner(load_private_key(given, password_variable))

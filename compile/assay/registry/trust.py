@@ -90,6 +90,11 @@ def check_trust(
     return tuple(_meet(policy, subject, needed, attestations) for needed in wanted)
 
 
+def check_channel(policy: Policy, name: str, channel: str) -> None:
+    """SignatureError when nobody may promote artifacts of a name into a channel."""
+    _promotion(policy, name, channel)
+
+
 def check_promotion(policy: Policy, subject: Subject, channel: str, records: Sequence[Attestation]) -> Met:
     """Who promoted an artifact into a channel; SignatureError unless one of them may."""
     return _meet(policy, subject, _promotion(policy, subject.name, channel), records)
