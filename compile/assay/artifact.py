@@ -12,7 +12,7 @@ report) stands beside it and names it by its bundle digest.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from assay.errors import IntegrityError
 from assay.files import canonical_json, list_files, read_json, sha256_bytes, sha256_file
@@ -68,7 +68,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST_NAME
     if not path.is_file():
         raise IntegrityError(f"{directory}: no {MANIFEST_NAME}: this is not an artifact that Assay built.")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
-        raise IntegrityError(f"{path}: not a version {MANIFEST_VERSION} manifest; use the Assay release that wrote it.")
-    return manifest
+    return checked_manifest(read_json(path), str(path))
+
+
+def checked_manifest(manifest: Any, where: str) -> dict[str, Any]:
+    """A manifest's content as it was read; IntegrityError when it is of another version, or none."""
+    if not isinstance(manifest, dict) or cast("dict[str, Any]", manifest).get("version") != MANIFEST_VERSION:
+        raise IntegrityError(
+            f"{where}: not a version {MANIFEST_VERSION} manifest; use the Assay release that wrote it."
+        )
+    return cast("dict[str, Any]", manifest)

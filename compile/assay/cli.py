@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 
 _EXIT_INTERRUPTED = 130
+# Modules that the extra `evals` brings; every other one comes with the larger extras.
+_EVALS = frozenset({"jinja2", "numpy", "scipy"})
 
 
 @app.callback(invoke_without_command=True)
@@ -73,9 +75,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("assay", "assay_evals"):
             raise
-        wanted = UsageError(
-            f"this command needs {error.name}, which is not installed: pip install 'assay[compile,cpu]'."
-        )
+        extra = "evals" if error.name.partition(".")[0] in _EVALS else "compile,cpu"
+        wanted = UsageError(f"this command needs {error.name}, which is not installed: pip install 'assay[{extra}]'.")
         _report(wanted)
         code = wanted.exit_code
     except Exception as error:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from assay.checking import CheckResult
     from assay.pipeline import Outcome
     from assay.plan import Plan
+    from assay.pulling import Pulled
     from assay.registry import inspection
     from assay.registry.publish import Receipt
-    from assay.registry.pull import PullReceipt
     from assay.serving.make import Serving
     from assay_evals.comparison import Compared
     from assay_evals.load.result import Result
@@ -148,9 +148,11 @@ class Output:
         signed = f"by {receipt.signer}" if receipt.signer else "no: no key was given, and no policy will trust it"
         sys.stdout.write(f"signed     {signed}\n")
 
-    def pulled(self, receipt: PullReceipt) -> None:
+    def pulled(self, pulled: Pulled) -> None:
+        receipt = pulled.receipt
         if self._json:
-            self._write_json(_plain(receipt))
+            serving = _serving_json(pulled.serving) if pulled.serving else None
+            self._write_json(_plain(receipt) | {"serving": serving, "unchecked": list(pulled.unchecked)})
             return
         state = "pulled" if receipt.created else "unchanged"
         sys.stdout.write(
@@ -161,6 +163,9 @@ class Output:
             from assay.show_lifecycle import trusted_lines
 
             self._write_lines(trusted_lines(receipt.trusted))
+        self._notes(pulled.unchecked)
+        if pulled.serving:
+            self.served(pulled.serving)
 
     def listed(self, listings: tuple[inspection.Listing, ...]) -> None:
         if self._json:
@@ -229,7 +234,7 @@ class Output:
 
     def served(self, made: Serving) -> None:
         if self._json:
-            self._write_json(_plain(made) | {"shell_command": made.shell_command})
+            self._write_json(_serving_json(made))
             return
         state = "written" if made.created else "unchanged"
         sys.stdout.write(
@@ -237,9 +242,12 @@ class Output:
         )
         if made.modelcar:
             sys.stdout.write(f"modelcar   {made.modelcar.layout}:{made.modelcar.tag} {made.modelcar.digest}\n")
-        for note in () if self._quiet else made.notes:
-            sys.stdout.write(f"note       {printable(note)}\n")
+        self._notes(made.notes)
         sys.stdout.write(f"start      {made.shell_command}\n")
+
+    def _notes(self, notes: tuple[str, ...]) -> None:
+        for note in () if self._quiet else notes:
+            sys.stdout.write(f"note       {printable(note)}\n")
 
     def generated(self, found: Continuation) -> None:
         if self._json:
@@ -265,6 +273,10 @@ class Output:
 
     def _write_json(self, value: Any) -> None:
         sys.stdout.buffer.write(readable_json(value))
+
+
+def _serving_json(made: Serving) -> dict[str, Any]:
+    return _plain(made) | {"shell_command": made.shell_command}
 
 
 def printable(text: str) -> str:

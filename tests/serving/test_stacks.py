@@ -230,6 +230,12 @@ def test_compose_mounts_the_artifact_read_only_beside_itself(make_artifact: Make
     assert service["image"].endswith(DIGEST) and service["labels"] == {"dev.assay.digest": serving.digest}
 
 
+def test_compose_takes_a_path_as_it_is(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    serving = made(make_artifact().rename(tmp_path / "a $HOME: #b"), "compose")
+    (service,) = yaml.safe_load((serving.directory / "compose.yaml").read_text())["services"].values()
+    assert service["volumes"][0]["source"] == "../a $$HOME: #b"
+
+
 def test_truss_says_when_its_source_can_change(make_artifact: MakeArtifact) -> None:
     artifact = make_artifact()
     loose = made(artifact, "truss")

@@ -39,7 +39,7 @@ PolicyOption = Annotated[
     typer.Option("--policy", metavar="FILE", help="Trust policy (YAML) that must be met: see docs/trust.md."),
 ]
 StackOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--for",
         metavar="STACK",

@@ -16,6 +16,7 @@ from assay.commands.options import (
     QuietOption,
     ReferenceArgument,
     RegistryOption,
+    StackOption,
 )
 from assay.errors import UsageError
 from assay.show import Output
@@ -45,15 +46,24 @@ def pull(
     reference: ReferenceArgument,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Directory to create.")],
     registry: RegistryOption = DEFAULT_REGISTRY,
+    stack: StackOption = None,
+    any_host: Annotated[
+        bool, typer.Option("--any-host", help="Pull what this machine cannot run, too, to hand it on.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what the destination holds.")] = False,
     policy: PolicyOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Pull an artifact. Every byte is verified before anything appears at the destination."""
-    from assay.registry.pull import pull as pull_artifact
+    """Pull an artifact. Every byte is verified before anything appears at the destination.
 
-    Output(json, quiet).pulled(pull_artifact(registry, reference, destination, force=force, policy=policy))
+    With --for, what a serving stack needs is written beside it, to DEST.STACK. What this machine cannot run is refused.
+    """
+    from assay.pulling import pull_for
+
+    Output(json, quiet).pulled(
+        pull_for(registry, reference, destination, stack=stack, any_host=any_host, force=force, policy=policy)
+    )
 
 
 def list_(registry: RegistryOption = DEFAULT_REGISTRY, json: JsonOption = False, quiet: QuietOption = False) -> None:

@@ -39,7 +39,7 @@ def serving(
         Path,
         typer.Argument(metavar="DIRECTORY", exists=True, file_okay=False, help="An artifact, e.g. a pulled one."),
     ],
-    stack: StackOption,
+    stack: StackOption = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Where the files go; DIRECTORY.STACK, unless given."),
@@ -73,6 +73,8 @@ def serving(
     """
     from assay.serving.make import Options, make_serving
 
+    if stack is None:
+        raise UsageError("say which stack is to serve it: --for vllm, for example (assay serving --help lists them).")
     options = Options(name=name, at=at, storage=storage, image=image, modelcar=modelcar, port=port)
     Output(json, quiet).served(make_serving(directory, stack, output, options, force=force))
 

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assay.artifact import refuse_code
+from assay.artifact import MANIFEST_NAME, checked_manifest, refuse_code
 from assay.errors import IntegrityError, UnreachableError, UsageError
 from assay.files import atomic_directory, list_files, remove, sha256_file
 from assay.parallel import in_parallel
 from assay.registry.base import Repository
 from assay.registry.modelpack import Pack, check_config, read_pack
-from assay.registry.oci import Descriptor
+from assay.registry.oci import Descriptor, parse_json
 from assay.registry.open import open_repository
 from assay.registry.reference import Reference
 
@@ -68,18 +69,31 @@ class Resolved:
     trusted: tuple[Met, ...] | None
 
 
+# Called with an artifact's manifest.json and what messages call the artifact; raises to refuse it.
+Accept = Callable[[Mapping[str, Any], str], None]
+
+
 def pull(
-    registry: Path | str, reference: str, destination: Path, *, force: bool = False, policy: Path | None = None
+    registry: Path | str,
+    reference: str,
+    destination: Path,
+    *,
+    force: bool = False,
+    policy: Path | None = None,
+    accept: Accept | None = None,
 ) -> PullReceipt:
     """Pull an artifact into a directory that is absent or empty, or that holds this artifact already.
 
     force: replace whatever the destination holds.  policy: a trust policy, which is met before any file is read.
+    accept: may refuse the artifact before anything of it is copied.
     Raises UsageError when there is no such artifact or the destination holds other things, IntegrityError when any
     byte is not what was published, AssayError when the disk is full or cannot be written; the destination is then as
     it was.
     """
     resolved = resolve(registry, reference, policy)
     pack = resolved.pack
+    if accept is not None:
+        accept(read_model_manifest(resolved), str(reference))
     destination = Path(os.path.abspath(destination))  # noqa: PTH100  (resolve() would follow a link at the end)
     present = _present(destination, pack, force)
     created = present.keys() != pack.layers.keys() or list_files(destination) != sorted(pack.layers)
@@ -115,6 +129,14 @@ def resolve(registry: Path | str, reference: str, policy: Path | None = None) ->
     trusted = None if policy is None else _admit(repository, parsed, pack, policy)
     config = check_config(repository.read_json_blob(pack.config), pack, f"{where}: config")
     return Resolved(repository, descriptor, pack, config, trusted)
+
+
+def read_model_manifest(resolved: Resolved) -> dict[str, Any]:
+    """An artifact's manifest.json, verified, without its other files; IntegrityError when it has none that this release reads."""
+    where = f"{resolved.repository.location}: {resolved.descriptor.digest}: {MANIFEST_NAME}"
+    layer = resolved.pack.layers.get(MANIFEST_NAME)
+    manifest = parse_json(resolved.repository.read_json_blob(layer), where) if layer else {}
+    return checked_manifest(manifest, where)
 
 
 def _admit(repository: Repository, reference: Reference, pack: Pack, policy: Path) -> tuple[Met, ...]:

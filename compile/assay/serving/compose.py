@@ -19,6 +19,8 @@ _HEALTHY = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{por
 def serving_files(served: Served) -> ServingFiles:
     """compose.yaml; the artifact is named relative to it, so that both can be moved together."""
     source = served.at if served.at != str(served.directory) else os.path.relpath(served.directory, served.output)
+    # Compose puts variables in the place of $NAME.
+    source = source.replace("$", "$$")
     command = serve_command(served, _MOUNTED, host="0.0.0.0")
     service = {
         "image": served.image or IMAGE,
