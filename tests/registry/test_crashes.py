@@ -15,9 +15,12 @@ import pytest
 
 from assay.artifact import directory_digest
 from assay.errors import AssayError
+from assay.registry.channels import promote, rollback
+from assay.registry.collecting import collect, remove
 from assay.registry.inspection import list_artifacts, verify
 from assay.registry.publish import publish
 from assay.registry.pull import pull
+from assay.registry.tags import untag
 
 MakeRun = Callable[..., Path]
 # What changes a file system, as Python announces it; a kill before each of these is a kill at every step.
@@ -120,6 +123,40 @@ def test_the_first_publish_killed_at_any_step_can_be_done_again(
         assert list((store / ".partial").iterdir()) == []
         shutil.rmtree(store)
     assert number > 20
+
+
+@pytest.mark.slow
+def test_a_promotion_and_a_collection_killed_at_any_step(make_run: MakeRun, quick_path: Path, helpers: Any) -> None:
+    """The channel is where it was or where it goes, with a record that leads back; what is named stays."""
+    runs = [make_run(tag, files={"model.onnx": tag.encode()}) for tag in "123"]
+    origin = quick_path / "start"
+    one, two, three = (publish(run / "artifact", run, origin, "small", [run.name]).digest for run in runs)
+    promote(origin, "small:1", "production")
+    untag(origin, "small:3")
+    remove(origin, f"small@{three}")
+    seen: set[str] = set()
+    for number in range(1, 1000):
+        store = quick_path / f"store{number}"
+        shutil.copytree(origin, store)
+
+        def killed(number: int = number, store: Path = store) -> None:
+            kill_before_step(number)
+            promote(store, "small:2", "production")
+            collect(store, 0)
+
+        status = in_process(killed)
+        if status == 0:
+            break
+        assert status == signal.SIGKILL
+        helpers.assert_sound(store)
+        seen.add(verify(store, "small:production").digest)
+        assert promote(store, "small:2", "production").sequence == 2
+        assert collect(store, 0).young == 0 and three not in {listing.digest for listing in list_artifacts(store)}
+        assert rollback(store, "small", "production").digest == one
+        assert list((store / ".partial").iterdir()) == []
+        shutil.rmtree(store)
+    assert number > 20
+    assert seen == {one, two}
 
 
 def test_a_pull_killed_at_any_step_shows_all_or_nothing(run: Path, quick_path: Path) -> None:

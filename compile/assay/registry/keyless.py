@@ -6,6 +6,7 @@ trust root is refreshed over the network.  Left out on purpose: signing in by a 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from assay.errors import AssayError, IntegrityError, SignatureError, UsageError
@@ -83,8 +84,7 @@ def bundle_is_by(data: bytes, subject: str, issuer: str, payload: bytes, where: 
         raise UsageError(_MISSING) from error
     try:
         bundle = Bundle.from_json(data)
-        verifier: Any = _verifier(Verifier, where)
-        kind, verified = verifier.verify_dsse(bundle, Identity(identity=subject, issuer=issuer))
+        kind, verified = _verifier(Verifier, where).verify_dsse(bundle, Identity(identity=subject, issuer=issuer))
     except VerificationError as error:
         return _line(error)
     except (Error, ValueError) as error:
@@ -99,12 +99,18 @@ def _verifier(verifier: Any, where: str) -> Any:
     from sigstore.errors import Error
 
     try:
-        return verifier.production()
+        return _refreshed(verifier)
     except (Error, OSError) as error:
         raise AssayError(
             f"{where}: the trust root of sigstore cannot be refreshed ({_line(error)}). Nothing was trusted; try again "
             "with a network, or sign with keys, which need none."
         ) from error
+
+
+@functools.cache
+def _refreshed(verifier: Any) -> Any:
+    """Once a process: each time asks the network."""
+    return verifier.production()
 
 
 def _line(error: Exception) -> str:
