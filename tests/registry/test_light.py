@@ -19,6 +19,7 @@ from email import message_from_bytes
 from importlib import metadata
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -139,6 +140,27 @@ def test_what_the_base_install_lacks_is_named_with_its_extra(base: Path, tmp_pat
     assert gate.returncode == 2 and "not installed: pip install 'assay[evals]'" in gate.stderr
     plan = _run(base, "plan", ROOT / "recipes/smollm2-135m-w4a16-ort.yaml")
     assert plan.returncode == 2 and "not installed: pip install 'assay[compile,cpu]'" in plan.stderr
+
+
+@pytest.mark.slow
+def test_keys_policies_and_channels_need_nothing_more(
+    base: Path, run: Path, publish_signed: Callable[..., object], policy: Path, keys: Callable[[str], Any]
+) -> None:
+    publish_signed(run)
+    place = policy.parent
+    at = ("--registry", place / "store")
+    for command in (
+        ("keygen", place / "key", "--no-password"),
+        ("promote", "small", "--to", "production", *at, "--policy", policy, "--key", keys("release").private),
+        ("pull", "small:production", place / "served", *at, "--policy", policy),
+        ("diff", "small", "small:production", *at),
+        ("tag", "small", "stable", *at),
+        ("gc", *at),
+    ):
+        done = _run(base, *command)
+        assert done.returncode == 0, (command, done.stderr)
+    keyless = _run(base, "promote", "small", "--to", "production", *at, "--key", "sigstore")
+    assert keyless.returncode == 2 and "pip install 'assay[sigstore]'" in keyless.stderr
 
 
 @pytest.mark.slow
