@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from assay.files import canonical_json, sha256_bytes
+from assay.strict import Strict
 
 GroupedScheme = Literal["W4A16", "W4A16_ASYM", "W8A16"]
 FixedScheme = Literal[
@@ -32,12 +33,6 @@ PromptLengths = Annotated[
     Field(min_length=1),
     WithJsonSchema({"anyOf": [_COUNT_SCHEMA, {"type": "array", "items": _COUNT_SCHEMA, "minItems": 1}]}),
 ]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values are not coerced, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Model(Strict):

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import Gate, MaxDrop, QualityGates, Strict
+from assay.recipe import Gate, MaxDrop, QualityGates
+from assay.strict import Strict
 from assay_evals import cost_findings as cost
 from assay_evals import latency_findings as latency
 from assay_evals import quality_findings as quality

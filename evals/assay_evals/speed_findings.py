@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar, get_args
 
-from assay.recipe import DecodeMetric, Strict
+from assay.recipe import DecodeMetric
+from assay.strict import Strict
 from assay_evals.evidence import Evidence, Generation, SpeedRun
 from assay_evals.findings import UnmeasurableError, bounded_exp, finding
 from assay_evals.statistics import (

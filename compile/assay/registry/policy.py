@@ -16,10 +16,10 @@ from pydantic import Field, ValidationError
 
 from assay.errors import RecipeError, SignatureError, UsageError
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import Strict
 from assay.recipe_errors import explain
 from assay.recipe_yaml import Document, Location, read_document
 from assay.registry.keys import PublicKey, load_public_key, read_pem
+from assay.strict import Strict
 
 _WORD = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 Word = Annotated[str, Field(pattern=_WORD, description="letters, digits, dots, dashes and underscores, at most 128")]
