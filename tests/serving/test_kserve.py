@@ -154,6 +154,33 @@ def test_a_layout_that_is_there_is_kept(make_artifact: MakeArtifact, tmp_path: P
     assert (tmp_path / "car/index.json").read_text() == "mine"
 
 
+def test_nothing_is_hashed_or_written_for_what_cannot_be(
+    make_artifact: MakeArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("assay.serving.make.verify_directory", lambda _: pytest.fail("hashed"))
+    artifact = make_artifact()
+    storage = "oci+native://registry.example/m"
+    wrong = (
+        Options(),
+        Options(storage=storage),
+        Options(storage=storage, modelcar=tmp_path / "car", name="m_1"),
+        Options(storage="ftp://registry.example/m", modelcar=tmp_path / "car"),
+    )
+    for options in wrong:
+        with pytest.raises(UsageError):
+            make_serving(artifact, "kserve", options=options)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_an_image_is_not_written_where_its_service_cannot_be(make_artifact: MakeArtifact, tmp_path: Path) -> None:
+    (tmp_path / "m.kserve").mkdir()
+    (tmp_path / "m.kserve/notes").touch()
+    options = Options(storage="oci+native://registry.example/m", modelcar=tmp_path / "car")
+    with pytest.raises(UsageError, match="holds other files"):
+        make_serving(make_artifact(), "kserve", options=options)
+    assert not (tmp_path / "car").exists()
+
+
 @pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 def test_skopeo_copies_the_image_as_it_is(make_artifact: MakeArtifact, tmp_path: Path) -> None:
     from assay.serving.modelcar import write_modelcar

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from assay.serving.servable import check_servable
 SERVING_JSON = "serving.json"
 _SCRIPT = "serve.sh"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+# In the place of digests that are not known yet.
+_UNKNOWN = "sha256:" + "0" * 64
 _EXECUTABLE, _READABLE = 0o755, 0o644
 
 
@@ -88,23 +90,27 @@ def make_serving(
     check_servable(stack, manifest, str(artifact))
     refuse_code(artifact)
     _check_options(stack, options)
-    digest = digest or verify_directory(artifact).digest
-    name = _checked_name(options.name or str(manifest.get("name")))
-    modelcar = _modelcar(artifact, name, digest, options)
     config = artifact / "config.json"
+    module = load_stack(stack)
     served = Served(
         directory=artifact,
         at=options.at or str(artifact),
         output=output,
-        name=name,
-        digest=digest,
+        name=_checked_name(options.name or str(manifest.get("name"))),
+        digest=digest or _UNKNOWN,
         manifest=manifest,
         config=read_json(config) if config.is_file() else {},
         port=options.port,
-        storage=_storage(options, modelcar),
+        storage=_pinned(options, _UNKNOWN),
         image=options.image,
     )
-    made = load_stack(stack).serving_files(served)
+    # What is wrong is said before gigabytes are hashed, and before anything is written.
+    module.serving_files(served)
+    served = replace(served, digest=digest or verify_directory(artifact).digest)
+    modelcar = _modelcar(served, options, force)
+    if modelcar is not None:
+        served = replace(served, storage=_pinned(options, modelcar.digest))
+    made = module.serving_files(served)
     files = _all_files(stack, served, made)
     created = not _holds(output, files, made.links)
     if created:
@@ -159,22 +165,23 @@ def _check_options(stack: str, options: Options) -> None:
         raise UsageError(f"{options.at!r}: give the absolute path at which the server sees the artifact.")
 
 
-def _modelcar(artifact: Path, name: str, digest: str, options: Options) -> Modelcar | None:
+def _modelcar(served: Served, options: Options, force: bool) -> Modelcar | None:
     """The artifact as an image, where that was asked for; an existing layout is never overwritten."""
-    if options.modelcar is None:
-        return None
     layout = options.modelcar
-    check_output(layout, force=False)
-    if layout.resolve().is_relative_to(artifact.resolve()):
+    if layout is None:
+        return None
+    if layout.resolve().is_relative_to(served.directory.resolve()):
         raise UsageError(f"{layout}: is in the artifact, to which nothing may be added. Give a directory beside it.")
-    return write_modelcar(artifact, layout, f"{name}-modelcar", digest)
+    check_output(layout, force=False)
+    check_output(served.output, force)
+    return write_modelcar(served.directory, layout, f"{served.name}-modelcar", served.digest)
 
 
-def _storage(options: Options, modelcar: Modelcar | None) -> str | None:
-    """The address that was given; of an image that was made just now, with its digest."""
-    if modelcar is None or options.storage is None or "@" in options.storage:
+def _pinned(options: Options, image: str) -> str | None:
+    """The storage's address that was given; of an image that is made now, with the image's digest."""
+    if options.modelcar is None or options.storage is None or "@" in options.storage:
         return options.storage
-    return f"{options.storage}@{modelcar.digest}"
+    return f"{options.storage}@{image}"
 
 
 def _checked_name(name: str) -> str:
