@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, copy_bytes, explain_disk_errors, open_regular, sync_directory
-from assay.registry.base import Attachment, Change, Part, Registry, Repository, check_json_size
+from assay.registry.base import Attachment, Change, Part, Registry, check_json_size
 from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
+from assay.registry.indexed import IndexedRepository
 from assay.registry.modelpack import describe_model
 from assay.registry.oci import (
     DIGEST,
@@ -409,22 +410,15 @@ class Layout(Registry):
                     path.unlink()
 
 
-class LayoutRepository(Repository):
+class LayoutRepository(IndexedRepository):
     """One NAME in a layout."""
 
     def __init__(self, layout: Layout, name: str) -> None:
         super().__init__(layout.location, name)
         self.layout = layout
 
-    def models(self) -> tuple[tuple[str | None, Descriptor], ...]:
-        return tuple((tag, descriptor) for _, tag, descriptor in self.layout.index().models(self.name))
-
-    def resolve(self, reference: Reference) -> Descriptor:
-        return self.layout.index().resolve(reference, self.location)
-
-    def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        found = self.layout.index().referrers(digest)
-        return tuple(descriptor for descriptor in found if artifact_type in (None, descriptor.artifact_type))
+    def read_index(self) -> Index:
+        return self.layout.index()
 
     def read_manifest(self, descriptor: Descriptor) -> bytes:
         return self.read_json_blob(descriptor)
@@ -436,10 +430,6 @@ class LayoutRepository(Repository):
 
     def where(self, descriptor: Descriptor) -> str:
         return str(self.layout.blob_path(descriptor))
-
-    def check_tags(self, digest: str, tags: Sequence[str], *, force: bool = False) -> None:
-        model = Descriptor(MANIFEST_TYPE, digest, 0)
-        self.layout.index().publish(self.name, tags, model, force=force, where=self.location)
 
     def put(self, part: Part) -> bool:
         if isinstance(part.content, bytes):

@@ -13,6 +13,8 @@ _BACKENDS = {
     "": "assay.registry.layout:Layout",
     "oci": "assay.registry.remote:RemoteRegistry",
     "oci+http": "assay.registry.remote:RemoteRegistry",
+    "s3": "assay.registry.s3:S3Registry",
+    "hf": "assay.registry.hf:HubRegistry",
 }
 
 

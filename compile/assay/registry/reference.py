@@ -21,7 +21,12 @@ _VERSION = re.compile(r"v?\d+(\.\d+)*([._+-].*)?", re.ASCII)
 
 
 # Scheme → how its addresses look.
-SCHEMES: dict[str, str] = {"oci": "oci://HOST[:PORT]/PATH", "oci+http": "oci+http://HOST[:PORT]/PATH"}
+SCHEMES: dict[str, str] = {
+    "oci": "oci://HOST[:PORT]/PATH",
+    "oci+http": "oci+http://HOST[:PORT]/PATH",
+    "s3": "s3://BUCKET/PREFIX",
+    "hf": "hf://ORG",
+}
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+")
 
 
