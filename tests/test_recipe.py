@@ -257,7 +257,7 @@ METRICS = (
             "registry: artifacts/store",
             "registry: ftp://host/models",
             "24: ftp://host/models: no registry has such an address. Allowed: a directory, "
-            "oci://HOST[:PORT]/PATH, oci+http://HOST[:PORT]/PATH.",
+            "oci://HOST[:PORT]/PATH, oci+http://HOST[:PORT]/PATH, s3://BUCKET/PREFIX, hf://ORG.",
         ),
         (
             "  kl_divergence: {max: 0.1}",
