@@ -86,24 +86,8 @@ def make_serving(
     """
     artifact, options = Path(os.path.abspath(artifact)), options or Options()  # noqa: PTH100  (a link stays a link)
     output = output_directory(artifact, stack, output)
-    manifest = read_manifest(artifact)
-    check_servable(stack, manifest, str(artifact))
-    refuse_code(artifact)
     _check_options(stack, options)
-    config = artifact / "config.json"
-    module = load_stack(stack)
-    served = Served(
-        directory=artifact,
-        at=options.at or str(artifact),
-        output=output,
-        name=_checked_name(options.name or str(manifest.get("name"))),
-        digest=digest or _UNKNOWN,
-        manifest=manifest,
-        config=read_json(config) if config.is_file() else {},
-        port=options.port,
-        storage=_pinned(options, _UNKNOWN),
-        image=options.image,
-    )
+    module, served = load_stack(stack), _read(artifact, stack, output, options)
     # What is wrong is said before gigabytes are hashed, and before anything is written.
     module.serving_files(served)
     served = replace(served, digest=digest or verify_directory(artifact).digest)
@@ -128,6 +112,26 @@ def make_serving(
         notes=made.notes,
         created=created,
         modelcar=modelcar,
+    )
+
+
+def _read(artifact: Path, stack: str, output: Path, options: Options) -> Served:
+    """An artifact as it will be served, but for the digests that take long to find out."""
+    manifest = read_manifest(artifact)
+    check_servable(stack, manifest, str(artifact))
+    refuse_code(artifact)
+    config = artifact / "config.json"
+    return Served(
+        directory=artifact,
+        at=options.at or str(artifact),
+        output=output,
+        name=_checked_name(options.name or str(manifest.get("name"))),
+        digest=_UNKNOWN,
+        manifest=manifest,
+        config=read_json(config) if config.is_file() else {},
+        port=options.port,
+        storage=_pinned(options, _UNKNOWN),
+        image=options.image,
     )
 
 

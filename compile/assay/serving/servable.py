@@ -12,24 +12,25 @@ from assay.targets.refusals import misreadings
 
 def check_servable(stack: str, manifest: Mapping[str, Any], where: str) -> None:
     """NotSupportedError with the reason, and with the stacks that can, when this one cannot; UsageError when there is no such stack."""
-    row, target = stack_row(stack), str(manifest.get("target"))
-    reason = _hindrance(row, manifest, where)
-    if target not in row.formats:
-        reason = f"it is compiled for {target}, and {stack} loads {_listed(row.formats)}."
+    target = str(manifest.get("target"))
+    reason = _hindrance(stack_row(stack), manifest, where)
     if reason is None:
         return
-    others = [
-        name for name, other in STACKS.items() if target in other.formats and not _hindrance(other, manifest, where)
-    ]
-    way_out = f"Stacks that can serve this artifact: {_listed(others)}" if others else "No stack here serves it"
-    raise NotSupportedError(f"{where}: {reason} {way_out}; for {stack}, compile the recipe for one of its formats.")
+    if target not in stack_row(stack).formats:
+        reason = f"it is compiled for {target}, and {stack} loads {_listed(stack_row(stack).formats)}."
+    others = [name for name, other in STACKS.items() if not _hindrance(other, manifest, where)]
+    way_out = f"Stacks that can serve this artifact: {_listed(others)}." if others else "No stack here can serve it."
+    raise NotSupportedError(f"{where}: {reason} {way_out}")
 
 
 def _hindrance(row: StackRow, manifest: Mapping[str, Any], where: str) -> str | None:
-    """What the stack's engine is known to misread in this artifact."""
+    """Why a stack cannot serve this artifact: another format, or what its engine is known to misread; None when it can."""
+    target = str(manifest.get("target"))
+    if target not in row.formats:
+        return "another format"
     if row.engine is None:
         return None
-    found = misreadings(str(manifest.get("target")), row.engine, _linears(manifest, where))
+    found = misreadings(target, row.engine, _linears(manifest, where))
     return next((refusal.message for refusal in found), None)
 
 
