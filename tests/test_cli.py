@@ -95,6 +95,7 @@ def test_help_lists_every_command_and_exit_code(assay: Assay) -> None:
         (("check", "x.yaml", "--loud"), "No such option: --loud"),
         (("check", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (("compile", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (("import", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
         (("gate", "nowhere"), "neither a run directory"),
         (("publish", "nowhere"), "not a finished run"),
         (("report", "nowhere"), "not a finished run"),

@@ -40,6 +40,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 app.command()(recipes.check)
 app.command()(recipes.schema)
+app.command(name="import")(recipes.import_)
 app.command()(recipes.plan)
 app.command(name="compile")(recipes.compile_)
 app.command()(runs.gate)

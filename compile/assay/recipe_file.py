@@ -28,13 +28,18 @@ def load_recipe(path: Path, assignments: tuple[str, ...] = ()) -> tuple[Recipe, 
     assignments: `a.b=value` overrides, applied before validation.
     """
     document = apply_overrides(read_document(path), assignments)
+    return validated(document), document
+
+
+def validated(document: Document) -> Recipe:
+    """The recipe in a document; RecipeError names every problem with its line."""
     try:
         recipe = Recipe.model_validate_json(canonical_json(document.data))
     except ValidationError as error:
         raise RecipeError(explain(error, document, Recipe)) from error
     if problems := _contradictions(recipe, document):
         raise RecipeError(problems)
-    return recipe, document
+    return recipe
 
 
 def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:

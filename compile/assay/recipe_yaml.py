@@ -56,10 +56,13 @@ class Document:
         return Problem(self.file, self.line(location), message)
 
 
-def read_document(path: Path, what: str = "recipe") -> Document:
+_BEGINS = "`version: 1`"
+
+
+def read_document(path: Path, what: str = "recipe", begins: str = _BEGINS) -> Document:
     """Read one YAML mapping; RecipeError with the line of everything that is wrong.
 
-    what: the word for such a file in messages.
+    what: the word for such a file in messages.  begins: what such a file begins with.
     """
     file = str(path)
     try:
@@ -74,9 +77,14 @@ def read_document(path: Path, what: str = "recipe") -> Document:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise RecipeError([Problem(file, line, "not UTF-8 text; save it as UTF-8.")]) from error
+    return parse_document(file, text, what, begins)
+
+
+def parse_document(file: str, text: str, what: str = "recipe", begins: str = _BEGINS) -> Document:
+    """The same from text that is read already, or that is not in a file yet."""
     data, lines = _parse(file, text, what)
     if not isinstance(data, dict):
-        raise RecipeError([Problem(file, 1, f"a {what} is a mapping that begins with `version: 1`.")])
+        raise RecipeError([Problem(file, 1, f"a {what} is a mapping that begins with {begins}.")])
     return Document(file, data, lines, what=what)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from assay.checking import CheckResult
+    from assay.importing import Imported
     from assay.pipeline import Outcome
     from assay.plan import Plan
     from assay.pulling import Pulled
@@ -54,6 +55,18 @@ class Output:
                 sys.stderr.write(f"{problem}\n")
             if not checked.problems and not self._quiet:
                 sys.stdout.write(f"{checked.file}: ok{f' ({checked.note})' if checked.note else ''}\n")
+
+    def imported(self, found: Imported) -> None:
+        if self._json:
+            self._write_json(_plain(found))
+            return
+        for problem in found.left_out:
+            sys.stderr.write(f"{printable(str(problem))}\n")
+        if found.written is None:
+            sys.stdout.write(found.recipe)
+        elif not self._quiet:
+            parts = ", ".join(found.chosen)
+            sys.stdout.write(f"{found.written}: ok{f' ({found.note})' if found.note else ''}; chosen here: {parts}\n")
 
     def planned(self, plan: Plan) -> None:
         if self._json:

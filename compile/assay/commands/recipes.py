@@ -106,3 +106,24 @@ def compile_(
     )
     output.concluded(outcome)
     raise typer.Exit(outcome.exit_code)
+
+
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A recipe of llm-compressor (YAML), or a Truss config.yaml.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Recipe to write, instead of standard output.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="SOURCE", help="hf:ORG/NAME or a directory; llm-compressor's recipes need it."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a recipe that is there.")] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a recipe, with a gate, of another tool's file. What has no like in Assay is refused with its line; nothing is run."""
+    from assay.importing import import_recipe
+
+    Output(json, quiet).imported(import_recipe(file, output, model, force))
