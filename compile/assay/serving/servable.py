@@ -17,7 +17,9 @@ def check_servable(stack: str, manifest: Mapping[str, Any], where: str) -> None:
     if reason is None:
         return
     if target not in stack_row(stack).formats:
-        reason = f"it is compiled for {target}, and {stack} loads {_listed(stack_row(stack).formats)}."
+        reason = (
+            f"it is compiled for {target}, and {stack} serves what is compiled for {_listed(stack_row(stack).formats)}."
+        )
     others = [name for name, other in STACKS.items() if not _hindrance(other, manifest, where)]
     way_out = f"Stacks that can serve this artifact: {_listed(others)}." if others else "No stack here can serve it."
     raise NotSupportedError(f"{where}: {reason} {way_out}")
