@@ -2,7 +2,8 @@
 
 ASSAY_REFERENCE=NAME@sha256:…  ASSAY_REGISTRY=ADDRESS  [ASSAY_DIRECTORY=/models/model]  [ASSAY_STACK=vllm]  entrypoint.py [ARGUMENTS…]
 
-ASSAY_REGISTRY is a directory or an address such as oci://HOST/PATH. ARGUMENTS are added to the server's. A restart with the directory on a volume hashes what is there and copies nothing.
+ASSAY_REGISTRY is a directory, or an address such as oci://HOST/PATH. ARGUMENTS are added to the server's. A restart with the directory on a
+volume hashes what is there and copies nothing.
 """
 
 import os
