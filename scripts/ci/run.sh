@@ -4,6 +4,7 @@
 #   ASSAY_RECIPES, ASSAY_CHANGED, ASSAY_SHARED, ASSAY_BASE   which recipes: see recipes.sh
 #   ASSAY_PUBLISH          auto: publish a PASS, from a protected or the default branch only; never
 #   ASSAY_DEFAULT_BRANCH   its name, on GitHub
+#   ASSAY_KEY              who signs what is published, as assay's --key takes it: a file, env:NAME, or sigstore
 #   ASSAY_SET              A.B=VALUE, one a line: for all recipes
 #   ASSAY_FRESH            true: measure again, whatever is cached
 #   ASSAY_WORKSPACE        directory of the cache and the runs
@@ -128,7 +129,11 @@ known_code() {
 run_recipe() {
   local recipe=$1 place=$2 log=$2/log.txt flags=(--workspace "$workspace") found report
   code=0 verdict=ERROR digest=
-  [ "$publishing" = true ] || flags+=(--no-publish)
+  if [ "$publishing" != true ]; then
+    flags+=(--no-publish)
+  elif [ -n "${ASSAY_KEY:-}" ]; then
+    flags+=(--key "$ASSAY_KEY")
+  fi
   [ "${ASSAY_FRESH:-false}" != true ] || flags+=(--fresh-evidence)
   mkdir "$place"
   run_assay "$log" compile "${flags[@]}" ${assignments[@]+"${assignments[@]}"} -- "$recipe" || code=$?

@@ -180,6 +180,15 @@ def test_settings_reach_assay_as_they_are(repository: Any) -> None:
     assert not (repository.path / "owned").exists()
 
 
+def test_a_key_is_used_only_where_something_may_be_published(repository: Any) -> None:
+    repository.recipe("recipes/a.yaml", name="a2", verdict="PASS", code=0)
+    repository.commit()
+    assert repository.on_github(ASSAY_KEY="env:CI_KEY").returncode == 0
+    asked = {"GITHUB_EVENT_NAME": "pull_request", "GITHUB_REF": "refs/pull/7/merge"}
+    assert repository.on_github(ASSAY_KEY="env:CI_KEY", **asked).returncode == 0
+    assert ["--key env:CI_KEY" in call for call in repository.compiled()] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
