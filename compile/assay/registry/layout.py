@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import BinaryIO, Final
 
 from filelock import FileLock, Timeout
 
@@ -28,16 +28,8 @@ from assay.registry.base import Attachment, Change, Part, Registry, check_json_s
 from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
 from assay.registry.indexed import IndexedRepository
 from assay.registry.modelpack import describe_model
-from assay.registry.oci import (
-    DIGEST,
-    INDEX_TYPE,
-    MANIFEST_TYPE,
-    Descriptor,
-    copy_verified,
-    describe,
-    parse_descriptor,
-    parse_json,
-)
+from assay.registry.oci import DIGEST, MANIFEST_TYPE, Descriptor, copy_verified, describe, parse_json
+from assay.registry.reachable import is_listing, named_in, reached
 from assay.registry.reference import Reference
 
 LOCK_SECONDS: Final = 60.0
@@ -206,11 +198,11 @@ class Layout(Registry):
         """
         with explain_disk_errors(self.root), contextlib.nullcontext() if dry_run else self._locked():
             self._parsed = None
-            reached = self._reached(self.index())
+            kept = reached([entry.descriptor for entry in self.index().entries], self._read, self._has)
             # What has no digest for a name is no blob, and somebody else's.
             files = (path for path in (self.root / "blobs" / "sha256").iterdir() if path.is_file())
             blobs = [path for path in files if DIGEST.fullmatch(f"sha256:{path.name}")]
-            loose = [(path, path.stat()) for path in blobs if f"sha256:{path.name}" not in reached]
+            loose = [(path, about) for path in blobs if f"sha256:{path.name}" not in kept and (about := _about(path))]
             # By the clock that stamped the blobs, which may be a file server's.
             now = time.time() if dry_run else self._clock()
             old = [(path, about.st_size) for path, about in loose if now - about.st_mtime >= grace_seconds]
@@ -225,52 +217,28 @@ class Layout(Registry):
             kept=len(blobs) - len(loose),
         )
 
-    def _reached(self, index: Index) -> set[str]:
-        """Digests of everything that an entry of the index leads to: manifests, their layers, their subjects."""
-        reached: set[str] = set()
-        waiting = [entry.descriptor for entry in index.entries]
-        while waiting:
-            descriptor = waiting.pop()
-            if descriptor.digest in reached:
-                continue
-            reached.add(descriptor.digest)
-            if descriptor.media_type in (MANIFEST_TYPE, INDEX_TYPE):
-                waiting += self._named_by(descriptor)
-        return reached
-
-    def _named_by(self, descriptor: Descriptor) -> list[Descriptor]:
-        """The descriptors in a manifest or an index, of other tools too."""
-        where = str(self.blob_path(descriptor))
-        sink = io.BytesIO()
+    def _read(self, descriptor: Descriptor) -> bytes:
         check_json_size(descriptor)
+        sink = io.BytesIO()
         self.copy_blob(descriptor, sink)
-        value = parse_json(sink.getvalue(), where)
-        found: list[Any] = [value[key] for key in ("config", "subject") if value.get(key) is not None]
-        for key in ("layers", "manifests", "blobs"):
-            items = value.get(key) or []
-            if not isinstance(items, list):
-                raise IntegrityError(f"{where}: {key} is not a list.")
-            found += cast("list[Any]", items)
-        # A subject need not be there: it may be in another registry.
-        return [
-            named
-            for named in (parse_descriptor(item, where) for item in found)
-            if named.media_type not in (MANIFEST_TYPE, INDEX_TYPE) or self.blob_path(named).exists()
-        ]
+        return sink.getvalue()
+
+    def _has(self, digest: str) -> bool:
+        return (self.root / "blobs" / "sha256" / digest.removeprefix("sha256:")).exists()
 
     def _check_present(self, before: Index, after: Index) -> None:
         """AssayError when a manifest that was not named before, or a blob of it, was collected meanwhile."""
         known = {entry.descriptor.digest for entry in before.entries}
-        new = [entry.descriptor for entry in after.entries if entry.descriptor.digest not in known]
-        for manifest in new:
+        for manifest in (entry.descriptor for entry in after.entries if entry.descriptor.digest not in known):
             self._refuse_collected(manifest)
-            for named in self._named_by(manifest):
+            for named in named_in(self._read(manifest), str(self.blob_path(manifest))) if is_listing(manifest) else ():
                 self._refuse_collected(named)
 
     def _refuse_collected(self, descriptor: Descriptor) -> None:
-        if not (path := self.blob_path(descriptor)).exists():
+        if not self._has(descriptor.digest):
             raise AssayError(
-                f"{path}: was collected before it was named, by a collection with a short grace period. Run the same command again."
+                f"{self.blob_path(descriptor)}: was collected before it was named, by a collection with a short grace period. Run the "
+                "same command again."
             )
 
     def _clock(self) -> float:
@@ -443,6 +411,14 @@ class LayoutRepository(IndexedRepository):
         attached = [attachment.descriptor(descriptor) for attachment in attachments]
         named = self.layout.publish(self.name, tags, descriptor, attached, force=force)
         return Change(named.model_is_new, named.tags_set, named.attached, written)
+
+
+def _about(path: Path) -> os.stat_result | None:
+    """None for a file that is gone by now."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _create_locked(path: Path) -> BinaryIO:
