@@ -206,7 +206,9 @@ def test_a_server_collects_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         location = "oci://registry.example/team"
 
     monkeypatch.setattr("assay.registry.collecting.open_registry", lambda _: Elsewhere())
-    with pytest.raises(NotSupportedError, match="a registry on a server collects its own garbage"):
+    with pytest.raises(
+        NotSupportedError, match=r"Assay collects in registry directories only\. A server collects its own garbage"
+    ):
         collect("oci://registry.example/team", 0)
 
 

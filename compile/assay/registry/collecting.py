@@ -2,7 +2,8 @@
 
 A blob is kept as long as an entry of the index leads to it: a tag, a model without a tag, what is said about a model, and
 whatever other tools named.  So nothing is collected that nobody took away by `assay remove`, but for what interrupted
-publishes left.  Left out on purpose: collecting on a server, which registries do themselves.
+publishes left.  Left out on purpose: removing and collecting elsewhere than in directories; servers do it themselves, in buckets
+and on the Hub blobs stay.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def remove(registry: Path | str, reference: str, *, force: bool = False) -> Remo
     """Take an untagged artifact away from a name, with what is said about it when no other name has it.
 
     force: one that was promoted, too; a rollback can then no longer go back to it, nor past it.
-    Raises UsageError for one that has tags, NotSupportedError for a registry on a server.
+    Raises UsageError for one that has tags, NotSupportedError for a registry that is no directory.
     """
     repository, parsed = open_repository(registry, reference, writing=True)
     if parsed.name is None or parsed.digest is None:
@@ -53,12 +54,12 @@ def remove(registry: Path | str, reference: str, *, force: bool = False) -> Remo
 
 
 def collect(registry: Path | str, grace_seconds: float, *, dry_run: bool = False) -> Collected:
-    """Remove the blobs that nothing leads to; NotSupportedError for a registry on a server."""
+    """Remove the blobs that nothing leads to; NotSupportedError for a registry that is no directory."""
     opened = open_registry(registry)
     if not isinstance(opened, Layout):
         raise NotSupportedError(
-            f"{opened.location}: a registry on a server collects its own garbage (`registry garbage-collect` of Distribution, "
-            "retention rules elsewhere). Assay collects in directories."
+            f"{opened.location}: Assay collects in registry directories only. A server collects its own garbage (`registry "
+            "garbage-collect` of Distribution, retention rules elsewhere); in a bucket or on the Hub blobs stay."
         )
     return opened.collect(grace_seconds, dry_run=dry_run)
 

@@ -50,7 +50,7 @@ def set_tag(registry: Path | str, reference: str, tag: str, *, force: bool = Fal
 def untag(registry: Path | str, reference: str, *, force: bool = False) -> Tagged:
     """Take a tag away; the artifact can still be reached by its digest.
 
-    force: take away a channel, too.  NotSupportedError for a registry on a server.
+    force: take away a channel, too.  NotSupportedError for a registry that is no directory.
     """
     repository, parsed = open_repository(registry, reference, writing=True)
     if parsed.name is None or parsed.tag is None or ":" not in reference.rpartition("/")[2]:
@@ -96,7 +96,7 @@ def layout_of(repository: Repository, what: str) -> LayoutRepository:
     """NotSupportedError unless the registry is a directory, where Assay itself removes things."""
     if not isinstance(repository, LayoutRepository):
         raise NotSupportedError(
-            f"{repository.location}: {what} of a registry on a server are removed by that server: see its own interface, its "
-            "retention rules and its garbage collection."
+            f"{repository.location}: Assay removes {what} in registry directories only. A server does it by its own interface and "
+            "retention rules; in a bucket or on the Hub, use what these offer."
         )
     return repository
