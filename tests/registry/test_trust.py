@@ -92,14 +92,14 @@ def test_what_meets_a_policy_is_named(policy: Policy, sign: Sign) -> None:
     ("statement", "key", "reason"),
     [
         (result(), None, "is not signed"),
-        (result(), "stranger", r"is signed by a key that the policy does not have \(sha256:"),
+        (result(), "stranger", r"is signed by a key that the policy does not have \('sha256:"),
         (result(), "release", "is signed by release, who may not sign a test-result of small"),
         (result(digest=OTHER), "ci", f"was signed for {OTHER}"),
         (result(name="other"), "ci", "was signed for the name 'other'"),
         (result(bundle=OTHER), "ci", "is about the bundle"),
         (result(evidence=OTHER), "ci", f"rests on the evidence {OTHER}, which this registry does not have"),
         (replace(result(), predicate=result().predicate | {"result": "FAILED"}), "ci", "says 'FAILED', not PASSED"),
-        (replace(result(), predicate_type="urn:x:scan"), "ci", r"is of a kind that is not known here \(urn:x:scan\)"),
+        (replace(result(), predicate_type="urn:x:scan"), "ci", r"is of a kind that is not known here \('urn:x:scan'\)"),
         (promoted(), "ci", "It has no such attestation"),
     ],
 )
@@ -139,6 +139,19 @@ def test_a_key_id_is_only_a_hint(policy: Policy, sign: Sign) -> None:
         else:
             with pytest.raises(SignatureError, match="does not fit"):
                 check_trust(policy, SUBJECT, [found])
+
+
+def test_hostile_words_are_shown_as_text(policy: Policy, sign: Sign) -> None:
+    """What strangers write into a registry neither steers a terminal nor fills it."""
+    scan = sign(replace(result(), predicate_type="urn:\x1b[31m"), "stranger")
+    opened = sign(result(), "stranger").opened
+    assert opened
+    envelope = json.loads(opened.sealed.data)
+    envelope["signatures"][0]["keyid"] = "\x1b]0;title"
+    forged = attestation(Sealed(ENVELOPE_TYPE, canonical_json(envelope)))
+    with pytest.raises(SignatureError, match="; and 32 more") as refused:
+        check_trust(policy, SUBJECT, [scan, forged] * 21)
+    assert "\x1b" not in str(refused.value) and len(str(refused.value)) < 4000
 
 
 def test_a_key_that_is_trusted_for_another_name(policy: Policy, sign: Sign) -> None:

@@ -16,6 +16,8 @@ from assay.registry.policy import Policy
 from assay.registry.signing import Opened
 from assay.registry.statements import Statement, configured, contradiction, read_promotion
 
+_MOST_REASONS = 10
+
 
 @dataclass(frozen=True)
 class Attestation:
@@ -125,16 +127,21 @@ def _meet(policy: Policy, subject: Subject, wanted: _Wanted, attestations: Itera
             except _NotCounted as error:
                 reasons.append(f"{attestation.digest} {error}")
         elif opened.statement.kind not in ("test-result", "provenance", "bom", "promotion"):
-            reasons.append(f"{attestation.digest} is of a kind that is not known here ({opened.statement.kind})")
+            reasons.append(f"{attestation.digest} is of a kind that is not known here ({opened.statement.kind!r})")
     if len(counted) < wanted.threshold:
         found = f"{len(counted)} of {wanted.threshold} found" if counted else "none was found"
         raise SignatureError(
             f"{policy.file}:{wanted.line}: {subject} needs a {wanted} signed by {_listed(wanted)}; {found}."
-            + (f" Not counted: {'; '.join(reasons)}." if reasons else " It has no such attestation.")
+            + (f" Not counted: {_some(reasons)}." if reasons else " It has no such attestation.")
         )
     return Met(
         str(wanted), tuple(counted), tuple(dict.fromkeys(digest for rows in counted.values() for digest in rows))
     )
+
+
+def _some(reasons: list[str]) -> str:
+    more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+    return "; ".join(reasons[:_MOST_REASONS]) + more
 
 
 def _listed(wanted: _Wanted) -> str:
@@ -187,7 +194,7 @@ def _signers(policy: Policy, opened: Opened, digest: str) -> list[str]:
         claimed = [name for name, key in keys.items() if key.key_id in hints]
         if claimed:
             raise _NotCounted(f"has a signature of {', '.join(claimed)} that does not fit its content: it was changed")
-        raise _NotCounted(f"is signed by a key that the policy does not have ({', '.join(hints) or 'no key id'})")
+        raise _NotCounted(f"is signed by a key that the policy does not have ({', '.join(map(repr, hints))})")
     return found
 
 
