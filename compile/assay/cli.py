@@ -7,6 +7,7 @@ Heavy modules are imported inside the commands that need them: `assay check` ans
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -38,30 +39,35 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-app.command()(recipes.check)
-app.command()(recipes.schema)
-app.command(name="import")(recipes.import_)
-app.command()(recipes.plan)
-app.command(name="compile")(recipes.compile_)
-app.command()(runs.gate)
-app.command()(runs.report)
-app.command()(runs.compare)
-app.command()(registry.publish)
-app.command()(registry.pull)
-app.command(name="list")(registry.list_)
-app.command()(registry.show)
-app.command()(registry.verify)
-app.command()(lifecycle.diff)
-app.command()(lifecycle.tag)
-app.command()(lifecycle.untag)
-app.command()(lifecycle.promote)
-app.command()(lifecycle.rollback)
-app.command()(lifecycle.remove)
-app.command()(lifecycle.gc)
-app.command()(lifecycle.keygen)
-app.command()(serving.serving)
-app.command()(serving.generate)
-app.command()(serving.bench)
+_COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Recipes": {
+        "check": recipes.check,
+        "schema": recipes.schema,
+        "import": recipes.import_,
+        "plan": recipes.plan,
+        "compile": recipes.compile_,
+    },
+    "Runs": {"gate": runs.gate, "report": runs.report, "compare": runs.compare},
+    "Registry": {
+        "publish": registry.publish,
+        "pull": registry.pull,
+        "list": registry.list_,
+        "show": registry.show,
+        "verify": registry.verify,
+        "diff": lifecycle.diff,
+        "tag": lifecycle.tag,
+        "untag": lifecycle.untag,
+        "promote": lifecycle.promote,
+        "rollback": lifecycle.rollback,
+        "remove": lifecycle.remove,
+        "gc": lifecycle.gc,
+        "keygen": lifecycle.keygen,
+    },
+    "Serving": {"serving": serving.serving, "generate": serving.generate, "bench": serving.bench},
+}
+for _panel, _named in _COMMANDS.items():
+    for _name, _function in _named.items():
+        app.command(_name, rich_help_panel=_panel)(_function)
 
 
 def main() -> None:

@@ -14,7 +14,14 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors and the result.")]
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", help="Directory for the cache and the runs.")]
-RegistryOption = Annotated[str, typer.Option("--registry", metavar="ADDRESS", help="A directory, or oci://HOST/PATH.")]
+RegistryOption = Annotated[
+    str,
+    typer.Option(
+        "--registry",
+        metavar="ADDRESS",
+        help="A directory, or an address: oci://HOST/PATH, s3://BUCKET/PREFIX, hf://ORG.",
+    ),
+]
 ReferenceArgument = Annotated[
     str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…; also oci://HOST/PATH/NAME:TAG.")
 ]
