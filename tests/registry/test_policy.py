@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 from assay.errors import RecipeError, SignatureError
 from assay.registry.keys import PublicKey, write_key_pair
-from assay.registry.policy import Identity, Policy, load_policy
+from assay.registry.policy import Identity, PolicyFile, load_policy
 
 POLICY = """\
 version: 1
@@ -124,6 +127,24 @@ def test_what_is_no_policy_is_called_a_policy(tmp_path: Path) -> None:
     assert problems(tmp_path / "p.yaml") == ["1: signers is missing.", "1: rules is missing."]
 
 
-def test_line_types(write: Write) -> None:
-    policy: Policy = load_policy(write())
-    assert policy.document.line(("rules", 0, "channels", "production")) == 16
+def test_the_place_of_a_requirement_is_known(write: Write) -> None:
+    assert load_policy(write()).document.line(("rules", 0, "channels", "production")) == 16
+
+
+def test_the_policy_in_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs/trust.md").read_text()
+    (example,) = re.findall(r"```yaml\n(version: 1\n.*?)```", text, re.DOTALL)
+    for name in ("ci", "release"):
+        write_key_pair(tmp_path / "keys" / name, "ed25519", None)
+    (tmp_path / "policy.yaml").write_text(example)
+    policy = load_policy(tmp_path / "policy.yaml")
+    assert sorted(policy.rule_for("smollm2-135m").channels) == ["production", "staging"]
+    assert policy.rule_for("critical-model").require[0].threshold == 2
+
+
+def test_the_schema_for_editors(write: Write) -> None:
+    schema = PolicyFile.model_json_schema()
+    document = yaml.safe_load(write().read_text())
+    jsonschema.validate(document, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document | {"rule": []}, schema)

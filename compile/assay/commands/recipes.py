@@ -39,12 +39,12 @@ def check(
 
 def schema(
     of: Annotated[
-        Literal["recipe", "verdict"], typer.Argument(metavar="[recipe|verdict]", help="Of which file.")
+        Literal["recipe", "policy", "verdict"], typer.Argument(metavar="[recipe|policy|verdict]", help="Of which file.")
     ] = "recipe",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Print the JSON Schema of recipes, for editors, or of verdict.json, for programs that read it."""
+    """Print the JSON Schema of recipes or trust policies, for editors, or of verdict.json, for programs that read it."""
     del json, quiet  # It is JSON, and nothing else, in any case.
     from assay.files import readable_json
 
@@ -52,6 +52,11 @@ def schema(
         from assay_evals.verdict import verdict_schema
 
         sys.stdout.buffer.write(readable_json(verdict_schema()))
+        return
+    if of == "policy":
+        from assay.registry.policy import PolicyFile
+
+        sys.stdout.buffer.write(readable_json(PolicyFile.model_json_schema()))
         return
     from assay.recipe import Recipe
 
