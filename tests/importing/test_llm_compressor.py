@@ -212,6 +212,25 @@ def test_observers_are_ranges(imported: Import) -> None:
         imported(quantizer("scheme: W4A16\nweight_observer: percentile"))
 
 
+def test_settings_without_a_place_are_listed(imported: Import) -> None:
+    text = quantizer(
+        "scheme: W8A8\nactorder: group\ninput_observer: mse\nobserver: {weights: mse, input: mse}", "GPTQModifier"
+    )
+    _, found = imported(text)
+    lines = [(problem.line, problem.message.rpartition("GPTQModifier.")[2]) for problem in found.left_out]
+    assert [(line, message.partition(":")[0]) for line, message in lines] == [
+        (5, "actorder"),
+        (6, "input_observer"),
+        (7, "observer"),
+    ]
+    weights = "{num_bits: 4, group_size: 128, actorder: group, observer_kwargs: {grid: 20}}"
+    _, found = imported(quantizer(f"config_groups: {{g: {{targets: [Linear], weights: {weights}}}}}"))
+    assert [problem.message.partition(":")[0].rpartition(".")[2] for problem in found.left_out] == [
+        "actorder",
+        "observer_kwargs",
+    ]
+
+
 # What is refused
 
 

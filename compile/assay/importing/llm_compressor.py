@@ -13,7 +13,7 @@ from typing import Any
 from assay.errors import RecipeError
 from assay.importing.assignment import Targets, assign
 from assay.importing.reading import Draft, Reading, shown
-from assay.importing.schemes import Chosen, config_group, is_fp8_cache, preset, range_of
+from assay.importing.schemes import INPUTS, Chosen, config_group, is_fp8_cache, preset, range_of
 from assay.models.architectures import DecoderShape
 from assay.recipe_yaml import Location
 
@@ -225,6 +225,11 @@ def _groups(reading: Reading, main: Modifier) -> Iterator[tuple[str, Chosen]]:
 def _weight_observer(reading: Reading, main: Modifier, groups: dict[str, Chosen]) -> Any:
     """How the weights' ranges are found, as the modifier says, or all its groups; minmax where nothing does."""
     given = reading.mapping(main.fields.get("observer"), main.place("observer"))
+    for name in ("input_observer", "output_observer"):
+        if main.fields.get(name) is not None:
+            reading.leave_out(main.place(name), INPUTS)
+    if given.keys() - {"weights"}:
+        reading.leave_out(main.place("observer"), INPUTS)
     own = given.get("weights", main.fields.get("weight_observer"))
     if own is not None:
         return own

@@ -56,6 +56,12 @@ _ARGUMENTS = [
 ]
 
 
+# What is left out in more places than one, and why.
+INPUTS = "Assay calibrates scales of inputs by their largest magnitudes."
+ORDER = "Assay takes the columns in order of input power, as with actorder: static."
+STATIC_ORDERS = ("static", "weight")
+
+
 @dataclass(frozen=True)
 class Format:
     """One number format: (bits, type, symmetric, what shares a scale, how many, dynamic)."""
@@ -127,8 +133,7 @@ def config_group(reading: Reading, group: dict[str, Any], location: Location) ->
         return None
     observer = group["weights"].get("observer")
     if inputs is not None and inputs.get("observer") not in (None, *_PLAIN_OBSERVERS):
-        why = "Assay calibrates scales of inputs by their largest magnitudes."
-        reading.leave_out((*location, "input_activations", "observer"), why)
+        reading.leave_out((*location, "input_activations", "observer"), INPUTS)
     if inputs is None and weights.kind == "int" and (weights.bits, weights.symmetric) in _GROUPED:
         name = _GROUPED[weights.bits, weights.symmetric]
         if weights.strategy == "channel":
@@ -192,6 +197,8 @@ def _format(reading: Reading, arguments: Any, location: Location) -> Format | No
         reading.refuse(
             (*location, "scale_dtype"), "4-bit floats in groups have scales of torch.uint8 (powers of two) in Assay."
         )
+    if found.get("actorder") not in (None, False, *STATIC_ORDERS):
+        reading.leave_out((*location, "actorder"), ORDER)
     if found.get("observer_kwargs"):
         reading.leave_out((*location, "observer_kwargs"), "Assay's searches have settings of their own.")
     if len(reading.problems) > before or bits is None:
