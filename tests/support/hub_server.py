@@ -58,8 +58,10 @@ class Repository:
 class Hub:
     """status: what every request is answered with instead.  cut: how many bytes of a file arrive before the line breaks.
 
-    before: called with method and path of each request; a status that it returns is the answer.  token: who has it is the
-    user "org" and may write; without one everybody may.  lock: held while a request is answered.
+    breaks: the same for single files that are not Assay's own, one entry per answer.  before: called with method and path of
+    each request; a status that it returns is the answer.  after: the same for requests to the API, when they were carried
+    out.  token: who has it is the user "org", of the organization "team", and may write; without one everybody may.
+    lock: held while a request to the API is answered.
     """
 
     url: str
@@ -67,7 +69,9 @@ class Hub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     status: int | None = None
     cut: int | None = None
+    breaks: list[int] = field(default_factory=list)
     before: Callable[[str, str], int | None] | None = None
+    after: Callable[[str, str], int | None] | None = None
     token: str | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -296,14 +300,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str] | None = None, data: bytes = b"") -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        path = unquote(urlsplit(self.path).path)
+        if hub.after and path.startswith("/api/") and (instead := hub.after(self.command, path)):
+            status, headers, data = instead, {}, b""
         self.send_response(status, HTTPStatus(status).phrase)
         for key, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        if hub.cut is not None and "/resolve/" in self.path:
-            self.wfile.write(data[: hub.cut])
+        cut = hub.cut
+        if hub.breaks and "/resolve/" in path and "/.assay/" not in path:
+            cut = hub.breaks.pop(0)
+        if cut is not None and "/resolve/" in path:
+            self.wfile.write(data[:cut])
             self.close_connection = True
         else:
             self.wfile.write(data)

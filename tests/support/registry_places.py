@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -99,10 +98,6 @@ def objects_of(store: Store, prefix: str) -> dict[str, bytes]:
     client = store.client()
     keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", ())]
     return {key: client.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys}
-
-
-def index_of(data: bytes) -> list[dict[str, Any]]:
-    return json.loads(data)["manifests"]
 
 
 PLACES = {"directory": directory_place, "s3": s3_place, "hf": hub_place}

@@ -19,12 +19,14 @@ class Store:
     """A running store.
 
     before: called with method, path and query of each request; a status and an error code that it returns are the answer.
+    after: the same, when the request was carried out.
     cut: how many bytes of the next objects arrive before the line breaks, one entry per answer.  conditional: whether
     the conditions of a write are kept to.
     """
 
     url: str
     before: Callable[[str, str, str], tuple[int, str] | None] | None = None
+    after: Callable[[str, str, str], tuple[int, str] | None] | None = None
     cut: list[int] = field(default_factory=list)
     conditional: bool = True
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -65,15 +67,17 @@ def running_store() -> Iterator[Store]:
         method, path, query = environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"]
         store.requests.append((method, path))
         if store.before and (refused := store.before(method, path, query)):
-            status, code = refused
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(f"{status} No", [("Content-Type", "application/xml")])
-            return [f"<Error><Code>{code}</Code><Message>as asked</Message></Error>".encode()]
+            return _refuse(refused, start_response)
         if not store.conditional and method != "GET":
             environ.pop("HTTP_IF_MATCH", None)
             environ.pop("HTTP_IF_NONE_MATCH", None)
+        held: list[Any] = []
         with lock:
-            body = b"".join(moto(environ, start_response))
+            body = b"".join(moto(environ, lambda *arguments: held.append(arguments)))
+        if store.after and (refused := store.after(method, path, query)):
+            return _refuse(refused, start_response)
+        start_response(*held[-1])
         if store.cut and method == "GET" and "/blobs/" in path:
             return _broken(body[: store.cut.pop(0)])
         return [body]
@@ -99,6 +103,12 @@ def reset_moto() -> None:
         for backend in account.values():
             backend.reset()
     reset_model_data()
+
+
+def _refuse(answer: tuple[int, str], start_response: Any) -> Iterable[bytes]:
+    status, code = answer
+    start_response(f"{status} No", [("Content-Type", "application/xml")])
+    return [f"<Error><Code>{code}</Code><Message>as asked</Message></Error>".encode()]
 
 
 def _broken(data: bytes) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
-from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
+from assay.errors import AssayError, IntegrityError, NotSupportedError, UnreachableError, UsageError
 from assay.files import CHUNK_BYTES, open_regular, readable_json, sha256_bytes
 from assay.registry.base import Attachment, Change, Part, Registry
 from assay.registry.hub import COMMIT, MAIN, Draft, Hub, Stored
@@ -262,7 +262,7 @@ class HubRepository(IndexedRepository):
                 self._check_committed(commit, additions, deletions)
                 return named
             step_aside(attempt)
-        raise AssayError(
+        raise UnreachableError(
             f"{self.location}: the Hub takes no commit to {self._repo}, or others commit again and again. Run the same command again."
         )
 

@@ -250,8 +250,11 @@ class MissingError(IntegrityError):
 
 def _read_answer(answer: Any, opened: contextlib.ExitStack, skipped: int) -> Iterator[bytes]:
     """The pieces of an answer, without those bytes at its start that were not asked for."""
-    with opened:
+    try:
         for piece in answer.iter_raw(CHUNK_BYTES):
             if skipped < len(piece):
                 yield piece[skipped:]
             skipped = max(0, skipped - len(piece))
+    finally:
+        # Not by `with`: the library would take an error of the body for one of its own request.
+        opened.close()

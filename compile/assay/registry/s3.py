@@ -104,8 +104,10 @@ class S3Registry(Registry):
             )
         self._prefix = f"{prefix}/" if prefix else ""
         self._parsed: tuple[str, Index] | None = None
+        boto3 = _import_boto3()
         with self._explained():
-            self._client = _client()
+            config = import_module("botocore.config").Config(user_agent_extra="assay", max_pool_connections=2 * STREAMS)
+            self._client = boto3.client("s3", config=config)
 
     @classmethod
     def open(cls, address: Path | str) -> S3Registry:
@@ -273,7 +275,11 @@ class S3Registry(Registry):
         def connect(_: int) -> Iterator[bytes]:
             nonlocal etag
             condition = {"IfNoneMatch": unless} if unless else {}
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **condition)
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **condition)
+            except _library_error() as error:
+                # The library has asked again by itself: only an answer that breaks off is asked for again here.
+                raise _explain_library(self.location, error) from error
             etag = str(answer["ETag"])
             return _read_body(answer["Body"], 0)
 
@@ -525,13 +531,11 @@ def _base64(digest: bytes) -> str:
 # The library, imported when it is needed
 
 
-def _client() -> Any:
+def _import_boto3() -> Any:
     try:
-        boto3: Any = import_module("boto3")
+        return import_module("boto3")
     except ImportError as error:
         raise UsageError("s3:// needs the package boto3, which is not installed: pip install 'assay[s3]'.") from error
-    config = import_module("botocore.config").Config(user_agent_extra="assay", max_pool_connections=2 * STREAMS)
-    return boto3.client("s3", config=config)
 
 
 def _client_error() -> Any:
