@@ -79,6 +79,20 @@ def test_a_promoted_artifact_is_pulled_through_its_channel(
         pull(registry, "small:production", tmp_path / "other", policy=policy)
 
 
+def test_a_digest_can_be_asked_for_its_channel(
+    three: tuple[str, ...], registry: Path, policy: Path, keys: Keys
+) -> None:
+    promote(registry, "small:1", "production", policy=policy, signer=keys("release").signer)
+    promote(registry, "small:2", "production", policy=policy, signer=keys("release").signer)
+    for digest in three[:2]:
+        trusted = verify(registry, f"small@{digest}", policy, "production").trusted
+        assert trusted and trusted[-1].type == "promotion into production"
+    with pytest.raises(SignatureError, match="needs a promotion into production"):
+        verify(registry, f"small@{three[2]}", policy, "production")
+    with pytest.raises(SignatureError, match="nobody may promote small into 'staging'"):
+        verify(registry, f"small@{three[0]}", policy, "staging")
+
+
 def move_tag(registry: Path, digest: str) -> None:
     """Move production in the index itself, as somebody with access to the directory can."""
     index = json.loads((registry / "index.json").read_bytes())

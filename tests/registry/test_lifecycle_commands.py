@@ -60,6 +60,12 @@ def test_promotion_and_rollback(
     assert back.returncode == 0 and "back to" in back.stdout
     pulled = assay("pull", "small:production", store.parent / "out", *trust)
     assert pulled.returncode == 0 and "trusted    promotion into production: signed by release" in pulled.stdout
+    for asked in (store.parent / "out", "small:1"):
+        assert assay("verify", asked, *trust, "--channel", "production").returncode == 0
+        other = assay("verify", asked, *trust, "--channel", "staging")
+        assert other.returncode == 5 and "nobody may promote small into 'staging'" in other.stderr
+    bare = assay("verify", "small:1", "--registry", store, "--channel", "production")
+    assert bare.returncode == 2 and "add --policy" in bare.stderr
     shown = assay("show", "small:production", "--registry", store)
     assert "rollback 3 in channel production" in shown.stdout and keys("release").key_id in shown.stdout
     listed = json.loads(assay("list", "--registry", store, "--json").stdout)

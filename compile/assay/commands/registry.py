@@ -94,6 +94,10 @@ def verify(
         str | None, typer.Option("--digest", help="What a directory's digest must be, in place of a registry.")
     ] = None,
     policy: PolicyOption = None,
+    channel: Annotated[
+        str | None,
+        typer.Option("--channel", metavar="CHANNEL", help="Of the policy: it must have been promoted into this one."),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -104,12 +108,15 @@ def verify(
     from assay.registry import inspection
 
     output = Output(json, quiet)
+    if channel and not policy:
+        raise UsageError("--channel asks who promoted, which a policy tells: add --policy.")
     if inspection.is_directory(registry, reference):
         if digest and policy:
             raise UsageError(
                 "--digest compares bytes alone, without a registry, where signatures are: give --policy or --digest."
             )
         facts = inspection.verify_directory(Path(reference), digest)
-        output.verified_directory(facts, None if digest else inspection.verify_pulled(registry, facts, policy))
+        found = None if digest else inspection.verify_pulled(registry, facts, policy, channel)
+        output.verified_directory(facts, found)
     else:
-        output.verified(inspection.verify(registry, reference, policy))
+        output.verified(inspection.verify(registry, reference, policy, channel))

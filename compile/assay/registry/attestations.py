@@ -27,7 +27,7 @@ from assay.registry.reference import Reference
 from assay.registry.signing import KEYLESS, Sealed, Signer, open_sealed, seal_statement
 from assay.registry.statements import Promotion, Statement, gate_result, provenance, read_promotion
 from assay.registry.tags import CHANNEL, SIGNER
-from assay.registry.trust import Attestation, Met, Subject, check_trust
+from assay.registry.trust import Attestation, Met, Subject, check_channel, check_trust
 
 PREDICATE = "in-toto.io/predicate-type"
 
@@ -89,17 +89,22 @@ def said(attestation: Attestation) -> Said:
     return Said(attestation.digest, statement.kind, statement.name, tuple(signers), record, problem)
 
 
-def admit(repository: Repository, reference: Reference, pack: Pack, policy: Policy) -> tuple[Met, ...]:
+def admit(
+    repository: Repository, reference: Reference, pack: Pack, policy: Policy, channel: str | None = None
+) -> tuple[Met, ...]:
     """What of a policy a model meets; SignatureError when it does not meet all.  Reads no blob of the model.
 
     reference: as it was asked for; when its tag is a channel of the policy, a promotion into it is needed, too.
+    channel: the same whatever the tag; SignatureError when the policy has no such channel.
     """
     if reference.name is None:
         raise UsageError(
             f"{reference}: a policy is about names, and this has none. Write {repository.name}@{reference.digest}."
         )
     subject = subject_of(repository, pack)
-    return check_trust(policy, subject, read_attestations(repository, pack.descriptor), reference.tag)
+    if channel is not None:
+        check_channel(policy, subject.name, channel)
+    return check_trust(policy, subject, read_attestations(repository, pack.descriptor), channel or reference.tag)
 
 
 def subject_of(repository: Repository, pack: Pack) -> Subject:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.artifact import LOCK_NAME
 from assay.errors import IntegrityError, UsageError
-from assay.registry.base import read_attachment
+from assay.registry.base import Registry, read_attachment
 from assay.registry.modelpack import Pack, build_pack, read_pack, recipe_digest
 from assay.registry.oci import EMPTY_JSON, EMPTY_TYPE, IN_TOTO_TYPE, TITLE, Descriptor, describe, parse_json
 from assay.registry.open import open_registry
@@ -168,14 +168,16 @@ def show(registry: Path | str, reference: str) -> Artifact:
     )
 
 
-def verify(registry: Path | str, reference: str, policy: Path | None = None) -> Verification:
+def verify(
+    registry: Path | str, reference: str, policy: Path | None = None, channel: str | None = None
+) -> Verification:
     """Check every blob of an artifact and its evidence, and that a PASS for exactly these bytes rests on them.
 
-    policy: a trust policy that it has to meet, too.
+    policy: a trust policy that it has to meet, too.  channel: of the policy, into which it must have been promoted.
     Raises UsageError when there is no such artifact, PublishRefusedError when a verdict is not PASS, IntegrityError
     for everything that is damaged, missing or unproven.
     """
-    resolved = resolve(registry, reference, policy)
+    resolved = resolve(registry, reference, policy, channel)
     repository, pack = resolved.repository, resolved.pack
     found = repository.referrers(resolved.descriptor.digest, EVIDENCE_TYPE)
     if not found:
@@ -208,19 +210,29 @@ def verify(registry: Path | str, reference: str, policy: Path | None = None) -> 
     )
 
 
-def verify_pulled(registry: Path | str, facts: DirectoryFacts, policy: Path | None = None) -> Verification:
+def verify_pulled(
+    registry: Path | str, facts: DirectoryFacts, policy: Path | None = None, channel: str | None = None
+) -> Verification:
     """Find a directory's bytes in a registry, and check everything there as `verify` does; IntegrityError when it has no such bytes."""
     opened = open_registry(registry)
-    for name in opened.names():
-        repository = opened.repository(name)
+    found = _published(opened, facts.bundle_digest)
+    if found is None:
+        raise IntegrityError(
+            f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {opened.location}. They were "
+            "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
+        )
+    return verify(registry, found, policy, channel)
+
+
+def _published(registry: Registry, bundle: str) -> str | None:
+    """NAME@DIGEST of the artifact with a bundle digest; damaged ones are passed over."""
+    for name in registry.names():
+        repository = registry.repository(name)
         for _, descriptor in repository.models():
             with suppress(IntegrityError):
-                if read_pack(repository.read_manifest(descriptor), name).bundle_digest == facts.bundle_digest:
-                    return verify(registry, f"{name}@{descriptor.digest}", policy)
-    raise IntegrityError(
-        f"{facts.directory}: its bytes (bundle digest {facts.bundle_digest}) are of no artifact in {opened.location}. They were "
-        "changed, or they come from elsewhere: name that registry (--registry), or the digest they must have (--digest)."
-    )
+                if read_pack(repository.read_manifest(descriptor), name).bundle_digest == bundle:
+                    return f"{name}@{descriptor.digest}"
+    return None
 
 
 def is_directory(registry: Path | str, reference: str) -> bool:

@@ -116,17 +116,18 @@ def pull(
     )
 
 
-def resolve(registry: Path | str, reference: str, policy: Path | None = None) -> Resolved:
+def resolve(registry: Path | str, reference: str, policy: Path | None = None, channel: str | None = None) -> Resolved:
     """Find an artifact and check its manifest and config; raises UsageError when there is none, IntegrityError.
 
     registry: where to look, unless the reference is a whole address (oci://HOST/PATH/NAME:TAG).  policy: a trust policy;
-    SignatureError when the artifact does not meet it, before any blob of it is read.
+    SignatureError when the artifact does not meet it, before any blob of it is read.  channel: of the policy, into which it must
+    have been promoted; unless given, the reference's tag, when that is one.
     """
     repository, parsed = open_repository(registry, reference)
     descriptor = repository.resolve(parsed)
     where = f"{repository.location}: {parsed} ({descriptor.digest})"
     pack = read_pack(repository.read_manifest(descriptor), where)
-    trusted = None if policy is None else _admit(repository, parsed, pack, policy)
+    trusted = None if policy is None else _admit(repository, parsed, pack, policy, channel)
     config = check_config(repository.read_json_blob(pack.config), pack, f"{where}: config")
     return Resolved(repository, descriptor, pack, config, trusted)
 
@@ -139,12 +140,14 @@ def read_model_manifest(resolved: Resolved) -> dict[str, Any]:
     return checked_manifest(manifest, where)
 
 
-def _admit(repository: Repository, reference: Reference, pack: Pack, policy: Path) -> tuple[Met, ...]:
+def _admit(
+    repository: Repository, reference: Reference, pack: Pack, policy: Path, channel: str | None
+) -> tuple[Met, ...]:
     # Imported here: most pulls have no policy, and cryptography takes a while.
     from assay.registry.attestations import admit
     from assay.registry.policy import load_policy
 
-    return admit(repository, reference, pack, load_policy(policy))
+    return admit(repository, reference, pack, load_policy(policy), channel)
 
 
 def _fill(directory: Path, resolved: Resolved, present: dict[str, Path]) -> int:
