@@ -98,6 +98,17 @@ def test_everything_that_is_missing_is_named_at_once() -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("sets", "fits"), [(("avx2", "avx_vnni"), True), (("asimd",), True), (("avx2",), False), ((), False)]
+)
+def test_one_of_several_instruction_sets(sets: tuple[str, ...], fits: bool) -> None:
+    requires = {"instruction_sets": ["avx_vnni|avx512_vnni|asimd"]}
+    if fits:
+        assert check_host({"requires": requires}, "m", host(sets=sets)) == ()
+    else:
+        assert "needs the instructions avx_vnni or avx512_vnni or asimd" in refusal(requires, host(sets=sets))
+
+
 def test_what_a_newer_release_requires_is_not_skipped() -> None:
     assert "requires 'driver', which this release of Assay cannot check" in refusal({"driver": ">=580"}, host())
 

@@ -3,7 +3,7 @@
     "requires": {
       "packages": {"onnxruntime-genai": ">=0.18"},      where installed: versions, as in PEP 440
       "systems": ["Linux"],  "machines": ["x86_64"],     one of them
-      "instruction_sets": ["avx2"],                      all of them, by the kernel's names
+      "instruction_sets": ["avx2", "amx_int8|asimd"],    all of them, by the kernel's names; | is "or"
       "compute_capabilities": ["8.9", "12.0+"]           of an NVIDIA GPU, one of them; + is "or newer"
     }
 
@@ -117,8 +117,9 @@ def _findings(requires: Mapping[str, Any], host: Host) -> Iterator[Unmet | str]:
             yield Unmet(_one_of(requires[key]), here, elsewhere)
     if wanted := requires.get("instruction_sets"):
         known = host.instruction_sets()
-        if missing := [name for name in wanted if name not in known]:
-            yield Unmet(f"the instructions {', '.join(missing)}", ", ".join(known) or "none that are known", elsewhere)
+        if missing := [names for names in wanted if not set(names.split("|")) & set(known)]:
+            shown = ", ".join(" or ".join(names.split("|")) for names in missing)
+            yield Unmet(f"the instructions {shown}", ", ".join(known) or "none that are known", elsewhere)
     if wanted := requires.get("compute_capabilities"):
         found = host.gpus()
         if not any(_capable(gpu.compute_capability, wanted) for gpu in found):
