@@ -121,6 +121,7 @@ def test_a_server_pulls_and_verifies_with_the_base_install(base: Path, store: tu
         ("show", "small", *at),
         ("list", *at),
         ("serving", tmp_path / "m", "--for", "triton"),
+        ("serving", tmp_path / "m", "--for", "bentoml"),
         ("check", *(ROOT / "recipes").glob("*.yaml")),
         ("schema",),
     ):

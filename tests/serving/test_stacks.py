@@ -18,10 +18,12 @@ from assay.artifact import directory_digest
 from assay.errors import NotSupportedError, UsageError
 from assay.registry.inspection import verify_directory
 from assay.serving import CHECKPOINTS, STACKS
+from assay.serving.compose import IMAGE
 from assay.serving.make import Options, Serving, make_serving
 from assay.targets import TARGETS
 
 MakeArtifact = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
 HELD = {"compressed-tensors": "FP8_DYNAMIC", "awq": "W4A16", "gptq": "W4A16", "modelopt": "FP8"}
 DIGEST = "sha256:" + "ab" * 32
 STORAGE = {"kserve": f"oci+native://registry.example/m@{DIGEST}", "truss": "s3://bucket/m"}
@@ -93,6 +95,19 @@ def test_the_same_again_changes_nothing(make_artifact: MakeArtifact, snapshot: A
 def test_every_target_has_a_stack_that_serves_it() -> None:
     served = {target for row in STACKS.values() for target in row.formats}
     assert set(TARGETS) <= served
+
+
+def test_every_stack_is_in_the_help_and_in_the_documents() -> None:
+    from assay.commands.options import StackOption
+
+    (option,) = StackOption.__metadata__
+    assert set(re.findall(r"[a-z][a-z-]+", option.help)) - {"or"} == set(STACKS)
+    sections = re.findall(r"^## ([a-z-]+)$", (ROOT / "docs/serving.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(STACKS)
+
+
+def test_the_example_starts_from_the_image_that_is_the_default() -> None:
+    assert f"FROM {IMAGE}\n" in (ROOT / "docs/examples/serving/Dockerfile").read_text()
 
 
 # What cannot be
