@@ -5,17 +5,24 @@ Not tested, because nothing here can: a signature with an identity, its entry in
 
 from __future__ import annotations
 
+import base64
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from assay.errors import AssayError, IntegrityError, UsageError
+from assay.errors import AssayError, IntegrityError, SignatureError, UsageError
 from assay.registry import keyless
+from assay.registry.attestations import read_attestations
+from assay.registry.base import Attachment, part
 from assay.registry.dsse import seal
+from assay.registry.inspection import verify
 from assay.registry.keyless import bundle_is_by, bundled_envelope
+from assay.registry.oci import IN_TOTO_TYPE
+from assay.registry.pull import resolve
 from assay.registry.signing import load_signer
 
 Keys = Callable[[str], Any]
@@ -56,7 +63,7 @@ def test_an_identity_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "sigstore.oidc", None)
+    monkeypatch.setitem(sys.modules, "sigstore.oidc", None)
     with pytest.raises(UsageError, match=r"pip install 'assay\[sigstore\]'"):
         load_signer("sigstore")
 
@@ -85,6 +92,35 @@ def test_without_a_trust_root_nothing_is_trusted(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AssayError, match="the trust root of sigstore cannot be refreshed") as refused:
         keyless._verifier(Unreachable, "test")  # pyright: ignore[reportPrivateUsage]
     assert refused.value.exit_code == 4
+
+
+def test_what_cannot_be_told_matters_only_when_nothing_else_is_enough(
+    run: Path, publish_signed: Callable[..., Any], policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keyless attestation beside one that is signed by a key, on a machine without the library."""
+    content = json.loads(policy.read_text())
+    content["signers"]["cloud"] = {"identity": "a@example.org", "issuer": "https://x.example"}
+    for needed in content["rules"][0]["require"]:
+        needed["signers"].append("cloud")
+    policy.write_text(json.dumps(content))
+    registry = publish_signed(run, None).registry
+    resolved = resolve(registry, "small")
+    bundles: list[Attachment] = []
+    for found in read_attestations(resolved.repository, resolved.descriptor):
+        assert found.opened
+        payload = base64.b64encode(found.opened.payload).decode()
+        envelope = {"payload": payload, "payloadType": IN_TOTO_TYPE, "signatures": [{"sig": "AA=="}]}
+        bundle = json.dumps({"mediaType": keyless.BUNDLE_TYPE, "dsseEnvelope": envelope}).encode()
+        bundles.append(Attachment(IN_TOTO_TYPE, (part("statement.json", keyless.BUNDLE_TYPE, bundle),)))
+    resolved.repository.commit(resolved.pack.manifest, bundles)
+    with pytest.raises(SignatureError, match="has a keyless signature, not by cloud: not a usable sigstore bundle"):
+        verify(registry, "small", policy)
+    monkeypatch.setitem(sys.modules, "sigstore.verify", None)
+    with pytest.raises(UsageError, match=r"pip install 'assay\[sigstore\]'"):
+        verify(registry, "small", policy)
+    publish_signed(run, "ci")
+    trusted = verify(registry, "small", policy).trusted
+    assert trusted and [met.signers for met in trusted] == [("ci",), ("ci",)]
 
 
 def test_a_refused_signer_stops_a_publish_first(run: Path, registry: Path, assay: Callable[..., Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from assay.errors import IntegrityError, SignatureError
+from assay.errors import AssayError, IntegrityError, SignatureError
 from assay.registry.keyless import BUNDLE_TYPE, bundle_is_by
 from assay.registry.keys import PublicKey
 from assay.registry.policy import Policy
@@ -116,6 +116,7 @@ def _promotion(policy: Policy, name: str, channel: str) -> _Wanted:
 def _meet(policy: Policy, subject: Subject, wanted: _Wanted, attestations: Iterable[Attestation]) -> Met:
     counted: dict[str, list[str]] = {}
     reasons: list[str] = []
+    untold: AssayError | None = None
     for attestation in attestations:
         opened = attestation.opened
         if opened is None:
@@ -126,9 +127,14 @@ def _meet(policy: Policy, subject: Subject, wanted: _Wanted, attestations: Itera
                     counted.setdefault(name, []).append(attestation.digest)
             except _NotCounted as error:
                 reasons.append(f"{attestation.digest} {error}")
+            except AssayError as error:
+                # It cannot be told, which matters only when nothing else is enough.
+                untold = error
         elif opened.statement.kind not in ("test-result", "provenance", "bom", "promotion"):
             reasons.append(f"{attestation.digest} is of a kind that is not known here ({opened.statement.kind!r})")
     if len(counted) < wanted.threshold:
+        if untold:
+            raise untold
         found = f"{len(counted)} of {wanted.threshold} found" if counted else "none was found"
         raise SignatureError(
             f"{policy.file}:{wanted.line}: {subject} needs a {wanted} signed by {_listed(wanted)}; {found}."
