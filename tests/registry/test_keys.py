@@ -54,6 +54,14 @@ def test_nothing_is_overwritten(tmp_path: Path, existing: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [existing] and (tmp_path / existing).read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", [".", "..", "/", "absent/.."])
+def test_a_directory_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "absent").mkdir()
+    with pytest.raises(UsageError, match=r"a directory\. Name the file for the private key"):
+        write_key_pair(Path(place), "ed25519", None)
+
+
 def test_a_key_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys.os.path, "lexists", lambda _: False)
     (tmp_path / "key").write_text("mine")

@@ -73,6 +73,10 @@ def write_key_pair(destination: Path, kind: KeyKind, password: bytes | None) -> 
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+    if destination.is_dir():
+        raise UsageError(
+            f"{destination}: a directory. Name the file for the private key: {destination / 'release-key'}."
+        )
     key = ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(ec.SECP256R1())
     protection = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
