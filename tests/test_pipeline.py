@@ -117,6 +117,7 @@ def test_the_manifest_says_what_each_layer_really_holds(tiny: Tiny) -> None:
     assert layers["lm_head"]["scheme"] == "none"
     assert manifest["fallbacks"] == ["not quantized: lm_head."] and 0 < manifest["coverage"] < 1
     assert (manifest["method"], manifest["source"], manifest["runtime"]) == ("rtn", "./model", "transformers")
+    assert manifest["requires"] == {}, "engines of many releases load a checkpoint"
 
 
 def test_the_lock_names_everything_that_decides_the_bytes(tiny: Tiny) -> None:

@@ -16,6 +16,7 @@ from assay.models.architectures import ARCHITECTURES
 from assay.models.checkpoint import TOKENIZER_FILES
 from assay.quantize.schemes import assign_schemes
 from assay.recipe import Recipe
+from assay.requirements import check_host
 from assay.targets import TARGETS
 from assay.targets.realized import verify
 from assay_evals.runtimes.base import open_runtime
@@ -118,6 +119,7 @@ def check(bench: Any, recipe: Recipe, family: str) -> None:
         assert stored[name].bits == module.weight.scheme.bits
 
     schemes = assign_schemes(recipe.quantize, checkpoint.shape).schemes
+    assert check_host({"requires": realization.requires}, "m") == (), "where it was built it runs"
     rows = {row["name"]: row["scheme"] for row in realization.layers}
     assert rows == {linear.name: "none" for linear in checkpoint.shape.linears} | {
         name: assigned.name for name, assigned in schemes.items()

@@ -11,6 +11,7 @@ from assay.errors import AssayError
 from assay.models.checkpoint import Checkpoint
 from assay.quantize.schemes import assign_schemes
 from assay.recipe import Recipe
+from assay.requirements import built_with
 from assay.targets import onnxruntime_genai as target
 from assay.targets.realized import verify
 from assay_evals.runtimes.base import open_runtime
@@ -55,7 +56,8 @@ def test_arithmetic_in_8_bits_is_close(bench: Any, recipe_for: Callable[..., Rec
     exact = recipe_for(FORMAT, scheme=scheme, overrides=HEAD_8)
     rounded = recipe_for(FORMAT | {"accuracy_level": 4}, scheme=scheme, overrides=HEAD_8)
     expected = bench.expected_logits(exact, family, PROMPT)
-    directory, _ = bench.build(rounded, family)
+    directory, realization = bench.build(rounded, family)
+    assert realization.requires == built_with("onnxruntime-genai")
     found = open_runtime("onnxruntime-genai", directory).logits(PROMPT)
     error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
     assert 1e-5 < error < 0.03
