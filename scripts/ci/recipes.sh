@@ -59,14 +59,16 @@ if [ "$only_changed" = true ] && [ -n "$base" ]; then
   fi
 fi
 
+list=$(mktemp)
+trap 'rm -f "$list"' EXIT
 read_patterns "${ASSAY_RECIPES:-recipes/**/*.yaml}"
 [ ${#patterns[@]} -gt 0 ] || fail "no recipes are named; write files or patterns, one a line."
-mapfile -d '' -t matching < <(git ls-files -z -- "${patterns[@]}")
-wait $! || fail "git could not list the files."
+git ls-files -z -- "${patterns[@]}" >"$list" || fail "git could not list the files."
+mapfile -d '' -t matching <"$list"
 [ ${#matching[@]} -gt 0 ] || fail "no file in git matches $(printf '%q ' "${patterns[@]#:(glob)}"). Is it a typo, or not committed?"
 if [ -n "$point" ]; then
-  mapfile -d '' -t matching < <(changed d "$point")
-  wait $! || fail "git could not compare with $point."
+  changed d "$point" >"$list" || fail "git could not compare with $point."
+  mapfile -d '' -t matching <"$list"
 fi
 
 for recipe in ${matching[@]+"${matching[@]}"}; do

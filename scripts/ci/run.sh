@@ -11,7 +11,9 @@
 #   ASSAY_OUTPUT           new directory for what is collected: summary.md, comment.md, assay.env, and one directory for each recipe
 #
 # What is found goes to GITHUB_STEP_SUMMARY and GITHUB_OUTPUT too, where those are set.
-set -euo pipefail
+set -Eeuo pipefail
+# A command of this script that fails (a full disk) is a failure of the machine; its own code could be taken for a FAIL.
+trap 'printf "assay-ci: line %s of run.sh failed\n" "$LINENO" >&2; exit 4' ERR
 shopt -u patsub_replacement 2>/dev/null || true # from bash 5.2 on, & in a replacement would mean what was found
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 

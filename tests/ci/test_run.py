@@ -55,6 +55,15 @@ def test_an_assay_that_is_not_installed_is_a_failure_of_the_machine(repository: 
     assert done.returncode == 4 and "assay: command not found" in done.stdout
 
 
+def test_a_place_that_cannot_be_written_is_a_failure_of_the_machine_not_a_fail(repository: Any) -> None:
+    repository.recipe("recipes/a.yaml", name="a2", verdict="PASS", code=0)
+    repository.commit()
+    done = repository.on_github(ASSAY_OUTPUT="/proc/nowhere/x")
+    assert done.returncode == 4 and "of run.sh failed" in done.stderr
+    unseen = repository.on_github(GITHUB_STEP_SUMMARY="/dev/full")
+    assert unseen.returncode == 4 and "of run.sh failed" in unseen.stderr
+
+
 @pytest.mark.slow
 def test_several_recipes_end_with_the_worst(repository: Any) -> None:
     for name, code, verdict in (("a", 3, "INCONCLUSIVE"), ("b", 1, "FAIL"), ("c", 0, "PASS"), ("d", 3, "INCONCLUSIVE")):

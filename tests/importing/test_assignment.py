@@ -101,6 +101,22 @@ def test_parts_of_a_model_that_stay_as_they_are(imported: Import) -> None:
     ]
 
 
+def test_layers_and_experts_by_high_numbers_are_known_without_the_model(imported: Import) -> None:
+    names = "[lm_head, model.layers.77.mlp.down_proj, 're:.*layers.9[0-3].*experts.12[0-7].*', 're:model.layers.(31|60).mlp.*']"
+    found = overrides(imported, f"scheme: FP8_DYNAMIC\nignore: {names}")
+    assert found == [
+        ("model.layers.77.mlp.down_proj", "none"),
+        ("*layers.9[0-3]*experts.12[0-7]*", "none"),
+        ("model.layers.31.mlp*", "none"),
+        ("model.layers.60.mlp*", "none"),
+    ]
+
+
+def test_what_is_ignored_and_a_target_is_ignored(imported: Import) -> None:
+    fields = "scheme: {FP8_DYNAMIC: [Linear, 're:.*down_proj']}\nignore: [lm_head, 're:.*down_proj']"
+    assert overrides(imported, fields)[0] == ("*down_proj", "none")
+
+
 def test_a_head_that_is_not_ignored_is_quantized(imported: Import) -> None:
     assert overrides(imported, "scheme: FP8_DYNAMIC") == [("lm_head", "FP8_DYNAMIC")]
     assert overrides(imported, "scheme: FP8_DYNAMIC\nignore: ['re:.*lm_head']") == []

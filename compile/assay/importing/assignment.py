@@ -8,7 +8,8 @@ model, or, where that is not on this machine, of decoders of every family that i
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from assay.recipe_yaml import Location
 
 _CLASS = "Linear"
 _HEAD = "lm_head"
-# Enough layers that numbers of one and of two digits occur.
+# Enough layers that numbers of one and of two digits occur; those that targets name are added.
 _LAYERS, _EXPERTS = 24, 2
 _SIZES = (
     "hidden_size",
@@ -77,20 +78,23 @@ class Assigned:
 
 def assign(reading: Reading, targets: Targets, shape: DecoderShape | None) -> Assigned | None:
     """The same in a recipe's words; None when something was refused.  shape: the model's, where it is on this machine."""
-    modules = _names(shape) if shape else _names_of_families()
-    read = {target: _globs(reading, target, targets.location) for target in (*targets.ignore, *targets.specific)}
+    said = [(target, None) for target in targets.ignore]
+    said += [(target, targets.schemes[target]) for target in targets.specific]
+    read = [(target, _globs(reading, target, targets.location), chosen) for target, chosen in said]
+    if reading.problems:
+        return None
+    modules = _names(shape) if shape else _names_of_families(_numbers(target for target, _ in said))
     rules: list[tuple[str, Chosen | None]] = []
-    for target, found in {} if reading.problems else read.items():
+    for target, found, chosen in read:
         if any(matches(target, names) for names in modules.values()):
-            rules += [(_simplest(glob, modules), targets.schemes.get(target)) for glob in found]
-        elif target in targets.ignore and target != _CLASS:
-            reading.leave_out((*targets.location, "ignore"), f"{shown(target)} means no Linear that Assay quantizes.")
-        elif target in targets.ignore:
+            rules += [(_simplest(glob, modules), chosen) for glob in found]
+        elif chosen is not None:
+            message = f"the target {shown(target)} means no Linear that Assay quantizes; remove it."
+            reading.refuse(targets.location, message)
+        elif target == _CLASS:
             reading.refuse((*targets.location, "ignore"), "every Linear is ignored, so nothing is quantized.")
         else:
-            reading.refuse(
-                targets.location, f"the target {shown(target)} means no Linear that Assay quantizes; remove it."
-            )
+            reading.leave_out((*targets.location, "ignore"), f"{shown(target)} means no Linear that Assay quantizes.")
     if reading.problems:
         return None
     base = targets.schemes.get(_CLASS)
@@ -139,9 +143,33 @@ def _names(shape: DecoderShape) -> dict[str, tuple[str, ...]]:
     return {linear.name: tuple(dict.fromkeys((linear.name, path(linear.name)))) for linear in shape.linears}
 
 
-@cache
-def _names_of_families() -> dict[str, tuple[str, ...]]:
+def _numbers(targets: Iterable[str]) -> frozenset[int]:
+    """Numbers of layers and experts that targets may mean, besides the first few."""
+    numbers: set[int] = set()
+    for target in targets:
+        for word in re.findall(r"[0-9]{1,4}", target):
+            numbers.add(int(word))
+            if is_expression(target):
+                # Another digit may follow, as in 1[0-5].
+                numbers.update(range(int(word) * 10, int(word) * 10 + 10))
+    return frozenset(numbers)
+
+
+def _names_of_families(numbers: frozenset[int]) -> dict[str, tuple[str, ...]]:
     """The same of a decoder of every family, by its names in a checkpoint alone."""
-    config = dict.fromkeys(_SIZES, 8) | {"num_hidden_layers": _LAYERS, "num_experts": _EXPERTS}
+    layers, experts = numbers | frozenset(range(_LAYERS)), numbers | frozenset(range(_EXPERTS))
+    return {
+        (name := form.format(layer=layer, expert=expert)): (name,)
+        for form in _forms()
+        for layer in (layers if "{layer}" in form else (0,))
+        for expert in (experts if "{expert}" in form else (0,))
+    }
+
+
+@cache
+def _forms() -> tuple[str, ...]:
+    """Names of Linears in all families, with {layer} and {expert} for the numbers in them."""
+    config = dict.fromkeys((*_SIZES, "num_hidden_layers", "num_experts"), 1)
     shapes = (decoder_shape(config | {"architectures": [row]}, row) for row in ARCHITECTURES)
-    return {linear.name: (linear.name,) for shape in shapes for linear in shape.linears}
+    names = (linear.name.replace(".layers.0.", ".layers.{layer}.") for shape in shapes for linear in shape.linears)
+    return tuple(dict.fromkeys(name.replace(".experts.0.", ".experts.{expert}.") for name in names))
