@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from assay.errors import IntegrityError, NotSupportedError, UsageError
+from assay.errors import IntegrityError, NotSupportedError
 from assay.files import readable_json
 from assay.serving import Served, ServingFiles
 from assay.serving.pbtxt import Word, write_text
@@ -43,8 +43,6 @@ _TENSOR_NAME = re.compile(r"[\w./:-]{1,200}")
 
 def serving_files(served: Served) -> ServingFiles:
     """A model repository of one model."""
-    if "/" in served.name or served.name.startswith("."):
-        raise UsageError(f"{served.name!r} cannot name a directory. Give --name.")
     model = f"{_REPOSITORY}/{served.name}"
     target = str(served.manifest.get("target"))
     if target in ("onnxruntime", "tensorrt"):
