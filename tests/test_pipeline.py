@@ -543,6 +543,47 @@ def test_a_task_that_is_not_settled_is_not_asked_again(tmp_path: Path, make_reci
     assert (kinds.count("quality"), kinds.count("speed")) == (1, 1)
 
 
+@pytest.mark.slow
+def test_a_task_with_more_items_is_asked_for_them_until_it_is_settled(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred answers, all right in both arms: twenty and forty of them cannot show that fewer than 6 in 100 are lost, eighty can."""
+    recipe = with_tasks(make_recipe, tmp_path)
+    rows = [QUESTIONS[0] | {"query": f"Line {number} binds the name"} for number in range(100)]
+    content = json.loads(recipe.read_text(encoding="utf-8"))
+
+    def run(**parts: Any) -> Outcome:
+        (tmp_path / "mc.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        recipe.write_text(json.dumps(content | parts), encoding="utf-8")
+        return compile_(recipe, tmp_path / "artifacts")
+
+    items = judged_items(read_evidence(run().run / "evidence"), "mc")
+    rows = [row | {"gold": item.answers[0]} for row, item in zip(rows, items, strict=True)]
+    asked: list[int] = []
+    measured = evaluation.measure_tasks
+
+    def counted(tasks: Any, *rest: Any, look: int) -> Any:
+        asked.append(len(tasks[0].added(look)))
+        return measured(tasks, *rest, look=look)
+
+    monkeypatch.setattr(evaluation, "measure_tasks", counted)
+    evaluate = content["evaluate"] | {"looks": 3, "tasks": [TASK | {"samples": 20}]}
+    gate = {"kl_divergence": {"max": 1.0}, "tasks": {"mc": {"max_drop": 0.06}}}
+    outcome = run(evaluate=evaluate, gate=gate)
+    row = outcome.verdict.row("task.mc")
+    assert row is not None and (row.n, asked) == (80, [20, 20, 40]), outcome.verdict.reasons
+    assert outcome.verdict.verdict == "PASS" and row.confidence == pytest.approx(1 - 0.1 / 3)
+    header = read_evidence(outcome.run / "evidence").header
+    assert (header.tasks["mc"].items, header.tasks["mc"].looks) == (80, 3)
+    assert run(evaluate=evaluate, gate=gate).verdict == outcome.verdict and asked == [20, 20, 40]
+    # Were there no more than these, that would be the end.
+    del rows[40:]
+    outcome = run(evaluate=evaluate, gate=gate)
+    row = outcome.verdict.row("task.mc")
+    assert outcome.verdict.verdict == "INCONCLUSIVE" and row is not None and row.n == 40
+    assert row.confidence == pytest.approx(1 - 0.1 / 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from assay.errors import EXIT_USAGE, RecipeError
+from assay.files import canonical_json, sha256_bytes
 from assay.recipe import QUALITY_GATES, Gate, QualityGates, Recipe, TimeToFirstTokenMetric
 from assay.recipe_errors import MAX_PROBLEMS
 from assay.recipe_file import load_recipe
@@ -293,7 +295,7 @@ METRICS = (
         (
             "  kl_divergence: {max: 0.1}",
             "  kl_divergence: {max: 0.1}\n  slices: {peak_memory: {max_ratio: 1}}",
-            "23: unknown key 'peak_memory'; allowed: kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement.",
+            "23: unknown key 'peak_memory'; allowed: kl_divergence, top1_agreement, cloze_accuracy, greedy_agreement, tasks.",
         ),
         (
             "  kl_divergence: {max: 0.1}",
@@ -616,6 +618,38 @@ def test_tasks_are_read_and_gated_by_name(file: Path) -> None:
     ]
     assert recipe.gate.tasks is not None and recipe.gate.tasks["arc"].max_drop == 0.02
     assert load(file, TEXT).digest() != recipe.digest()
+
+
+def test_gates_that_came_later_leave_the_digest_of_older_recipes() -> None:
+    gate = Gate.model_validate_json(
+        '{"kl_divergence": {"max": 0.1}, "slices": {"cloze_accuracy": {"max_drop": 0.05}}, "tasks": {"mc": {"max_drop": 0.02}}}'
+    )
+    assert sha256_bytes(canonical_json(gate.model_dump(mode="json"))) == (
+        "sha256:024b7ac87730cf548ae996d9f34eb1cc8ea20627dd743aa2892ad828fbcbc8e4"
+    )
+
+
+def test_the_slices_of_a_task_are_gated_by_its_own_tag(file: Path) -> None:
+    text = WITH_TASKS.replace("samples: 100}", "samples: 100, tag: topic}")
+    text = text.replace("gate:\n", "gate:\n  slices: {tasks: {arc: {max_drop: 0.05}}}\n")
+    slices = load(file, text).gate.slices
+    assert slices is not None and slices.tasks is not None and slices.tasks["arc"].max_drop == 0.05
+    for old, new, problem in (
+        (
+            ", tag: topic",
+            "",
+            "the task arc has no slices without a tag, the field that tells them apart; add it there.",
+        ),
+        ("slices: {tasks: {arc:", "slices: {tasks: {ark:", "there is no task 'ark' (did you mean 'arc'?)"),
+        (
+            "slices: {tasks:",
+            "slices: {kl_divergence: {max: 1}, tasks:",
+            "there are no slices without evaluate.text.tag",
+        ),
+        ("slices: {tasks: {arc: {max_drop: 0.05}}}", "slices: {}", "there are no slices without evaluate.text.tag"),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(problem)):
+            load(file, text.replace(old, new))
 
 
 def test_a_task_is_quality_enough_to_gate(file: Path) -> None:

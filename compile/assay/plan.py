@@ -78,8 +78,8 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
     if shape is None or located is None:
         raise AssayError(f"model.source {recipe.model.source}: not on this machine.")
     space = Workspace(workspace, progress)
-    items = {task.name: task.used.items for task in read_tasks(recipe.evaluate, base)}
-    seconds = _seconds(recipe, shape, _matrix_speed(), items)
+    tasks = read_tasks(recipe.evaluate, base)
+    seconds = _seconds(recipe, shape, _matrix_speed(), {task.name: task.used().items for task in tasks})
     cached = dict.fromkeys(seconds, False)
     if located.is_float:
         del seconds["source"], cached["source"]
@@ -104,7 +104,7 @@ def plan_recipe(recipe: Recipe, document: Document, base: Path, workspace: Path,
         machine_memory_bytes=memory_bytes(),
         artifact_bytes=quantized * bits / 8 + max(0, kept) * 2,
         bits_per_weight=bits,
-        reach=plan_gates(recipe.evaluate, recipe.gate, items=items),
+        reach=plan_gates(recipe.evaluate, recipe.gate, items={task.name: task.counts for task in tasks}),
     )
 
 

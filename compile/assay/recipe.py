@@ -402,7 +402,8 @@ Rows = Annotated[JsonLinesRows | HubRows, Field(discriminator="source")]
 class DeclaredTask(Strict):
     """Items with known answers, which both arms answer.
 
-    samples: how many, the first of them, or some at random by `seed`; all where it is left out.  group: items that share its value count
+    samples: how many, the first of them, or some at random by `seed`; all where it is left out. With evaluate.looks there may be more, up to
+    all.  group: items that share its value count
     as one cluster.  tag: one slice for each value.
     """
 
@@ -593,6 +594,16 @@ class QualityGates(Strict):
         return found
 
 
+class SliceGates(QualityGates):
+    """What must hold in every slice: of the text, by evaluate.text.tag, and of tasks, each by a tag of its own."""
+
+    # Where it is not asked for nothing is said of it, so that older recipes keep their digest.
+    tasks: Annotated[
+        dict[str, MaxDrop] | None,
+        Field(exclude_if=lambda value: value is None, description="by name, as in gate.tasks"),
+    ] = None
+
+
 class Gate(QualityGates):
     """What must hold for a PASS. Every gate named here has to pass; a metric without a gate is only reported."""
 
@@ -608,9 +619,9 @@ class Gate(QualityGates):
     load_time: MaxRatio | None = None
     peak_memory: MaxRatio | None = None
     size_on_disk: MaxRatio | None = None
-    slices: Annotated[QualityGates | None, Field(description="what must hold in every slice of evaluate.text.tag")] = (
-        None
-    )
+    slices: Annotated[
+        SliceGates | None, Field(description="what must hold in every slice: of evaluate.text.tag, or of a task's tag")
+    ] = None
     tasks: Annotated[dict[str, MaxDrop] | None, Field(description="what must hold of evaluate.tasks, by name")] = None
 
 

@@ -66,7 +66,8 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         if name not in measured:
             message = f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.quality."
             add(("gate", "slices", name), message)
-    if recipe.gate.slices and not getattr(recipe.evaluate.text, "tag", None):
+    by_text = recipe.gate.slices is not None and (recipe.gate.slices.declared() or not recipe.gate.slices.tasks)
+    if by_text and not getattr(recipe.evaluate.text, "tag", None):
         add(
             ("gate", "slices"),
             "there are no slices without evaluate.text.tag, the field that tells them apart; add it.",
@@ -126,11 +127,17 @@ def _task_contradictions(recipe: Recipe) -> Iterator[tuple[Location, str]]:
                 re.compile(task.extract)
             except re.error as error:
                 yield (*place, "extract"), f"extract is no regular expression: {error}."
-    for name in recipe.gate.tasks or {}:
+    tagged = {task.name for task in recipe.evaluate.tasks if task.tag is not None}
+    gates: list[Location] = [("gate", "tasks", name) for name in recipe.gate.tasks or {}]
+    gates += [("gate", "slices", "tasks", name) for name in (recipe.gate.slices and recipe.gate.slices.tasks) or {}]
+    for location in gates:
+        name = str(location[-1])
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             meant = f" (did you mean {near[0]!r}?)" if near else ""
+            yield location, f"there is no task {name!r}{meant}; evaluate.tasks has: {', '.join(names) or 'none'}."
+        elif "slices" in location and name not in tagged:
             yield (
-                ("gate", "tasks", name),
-                f"there is no task {name!r}{meant}; evaluate.tasks has: {', '.join(names) or 'none'}.",
+                location,
+                f"the task {name} has no slices without a tag, the field that tells them apart; add it there.",
             )

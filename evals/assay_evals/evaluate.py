@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay.artifact import LOCK_NAME, MANIFEST_NAME, bundle_digest, read_manifest, size_bytes
 from assay.calibration import encode
@@ -50,6 +50,9 @@ from assay_evals.tasks.measure import ReadTask, check_tasks, measure_tasks, read
 from assay_evals.verdict import Verdict
 from assay_evals.wording import SLICE, TASK, words
 
+if TYPE_CHECKING:
+    from assay_evals.structured.items import Item as StructuredItem
+
 _ROWS = "rows"
 _QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.runtimes")
 _STRUCTURED_CODE = ("assay_evals.evaluate", "assay_evals.structured", "assay_evals.runtimes")
@@ -62,9 +65,9 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
     """Write the evidence on the built candidate to `destination`.  fresh: measure again although cached."""
     comparison, looks = _Comparison.of(job, workspace), job.recipe.evaluate.looks
     quality, speed = comparison.quality(workspace, 1, fresh), comparison.speed(workspace, 1, fresh)
-    structured, tasks = comparison.structured(workspace, 1, fresh), comparison.answers(workspace, fresh)
+    structured, tasks = comparison.structured(workspace, 1, fresh), comparison.answers(workspace, 1, fresh)
     for look in range(2, looks + 1):
-        undecided = _undecided(judge(comparison.together(quality, speed, structured, tasks)))
+        undecided = comparison.undecided(judge(comparison.together(quality, speed, structured, tasks)), look)
         if not undecided:
             break
         told = ", ".join(words(metric).label for metric in undecided)
@@ -75,19 +78,10 @@ def evaluate(job: Job, workspace: Workspace, destination: Path, *, fresh: bool) 
             speed = comparison.speed(workspace, look, fresh)
         if any(metric.startswith("structured.") for metric in undecided):
             structured = comparison.structured(workspace, look, fresh)
+        if any(metric.startswith(TASK) for metric in undecided):
+            tasks = comparison.answers(workspace, look, fresh)
     found = comparison.together(quality, speed, structured, tasks)
     return write_evidence(destination, found.header, found.quality, found.runs)
-
-
-def _undecided(verdict: Verdict) -> list[str]:
-    """The metrics whose gates more samples may settle; none when the verdict stands whatever they become."""
-    if verdict.verdict != "INCONCLUSIVE":
-        return []
-    unsettled = [row.metric.partition(SLICE)[0] for row in verdict.gates if row.verdict == "INCONCLUSIVE"]
-    # A task is asked once, whole.
-    if any(metric.startswith(TASK) for metric in unsettled):
-        return []
-    return list(dict.fromkeys(unsettled))
 
 
 def check_evaluation(job: Job) -> None:
@@ -96,7 +90,8 @@ def check_evaluation(job: Job) -> None:
     Asked before hours are spent on building what could then not be measured.
     """
     runtime_version(TARGETS[job.recipe.target.format].runtime)
-    _check_reach(job.recipe)
+    tasks = read_tasks(job.recipe.evaluate, job.base)
+    _check_reach(job.recipe, tasks)
     documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
     last = job.recipe.evaluate.at(job.recipe.evaluate.looks)
     passages = select_passages(documents, tokenizer, last)
@@ -107,14 +102,14 @@ def check_evaluation(job: Job) -> None:
     unseen = disjoint_texts(job.tokens.tolist(), [passage.tokens for passage in passages])
     if not unseen.passed:
         raise UsageError(f"evaluate.text was calibrated on: {unseen.detail} Use another text for one of the two.")
-    tasks = read_tasks(job.recipe.evaluate, job.base)
     check_tasks(tasks, tokenizer, job.checkpoint.shape.context_length or sys.maxsize, job.tokens.tolist())
 
 
-def _check_reach(recipe: Recipe) -> None:
+def _check_reach(recipe: Recipe, tasks: Sequence[ReadTask]) -> None:
     """UsageError for gates that the declared samples are not expected to settle, where the recipe wants it refused."""
     if recipe.evaluate.unreachable == "refuse":
-        far = [reach for reach in plan_gates(recipe.evaluate, recipe.gate) if not reach.in_reach]
+        items = {task.name: task.counts for task in tasks}
+        far = [reach for reach in plan_gates(recipe.evaluate, recipe.gate, items=items) if not reach.in_reach]
         if far:
             told = " ".join(f"{words(reach.metric).label}: {reach.sentence}" for reach in far)
             raise UsageError(f"the samples are too few for the gate (evaluate.unreachable: refuse). {told}")
@@ -148,19 +143,24 @@ def measure_stages(job: Job, workspace: Workspace) -> tuple[Stage, ...]:
     """The quality stage and the speed stage of the two built artifacts, and those of structured output and tasks if any, at the first look."""
     comparison = _Comparison.of(job, workspace)
     stages = [comparison.quality_stage(1), comparison.speed_stage(1)]
-    stages += [] if job.recipe.evaluate.structured is None else [comparison.structured_stage(1)]
-    return (*stages, comparison.tasks_stage()) if comparison.tasks else tuple(stages)
+    structured = job.recipe.evaluate.structured
+    stages += [] if structured is None else [comparison.structured_stage(structured)]
+    return (*stages, comparison.tasks_stage(1)) if comparison.tasks else tuple(stages)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Comparison:
-    """Two artifacts, the text they are compared on, and what the evidence will say of them."""
+    """Two artifacts, what they are compared on, and what the evidence will say of them.
+
+    tasks, items: of tasks and of structured output, for every look.
+    """
 
     job: Job
     candidate: Path
     baseline: Path
     documents: list[Document]
     tasks: list[ReadTask]
+    items: list[StructuredItem]
     header: Header
 
     @classmethod
@@ -168,7 +168,8 @@ class _Comparison:
         documents = evaluation_documents(job)
         candidate, baseline = workspace.path(job.candidate_stage), workspace.path(job.baseline_stage)
         tasks = read_tasks(job.recipe.evaluate, job.base)
-        return cls(job, candidate, baseline, documents, tasks, _header(job, workspace, documents, tasks))
+        items = _structured_items(job)
+        return cls(job, candidate, baseline, documents, tasks, items, _header(job, workspace, documents))
 
     @property
     def runtime(self) -> str:
@@ -194,9 +195,19 @@ class _Comparison:
         calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
         return Stage("quality", self._facts | calibration | asked | {"code": code_digest(*_QUALITY_CODE)})
 
-    def tasks_stage(self) -> Stage:
+    def undecided(self, verdict: Verdict, look: int) -> list[str]:
+        """The metrics whose gates a look may settle with more samples; none when the verdict stands whatever they become."""
+        if verdict.verdict != "INCONCLUSIVE":
+            return []
+        unsettled = [row.metric.partition(SLICE)[0] for row in verdict.gates if row.verdict == "INCONCLUSIVE"]
+        # A task all of whose items have been answered stays as it is.
+        if {TASK + task.name for task in self.tasks if not task.added(look)}.intersection(unsettled):
+            return []
+        return list(dict.fromkeys(unsettled))
+
+    def tasks_stage(self, look: int) -> Stage:
         asked = self.job.recipe.evaluate.model_dump(mode="json", include={"tasks"})
-        items = {name: dataclasses.asdict(used) for name, used in self.header.tasks.items()}
+        items = {task.name: dataclasses.asdict(task.used(look)) for task in self.tasks}
         calibration = {"calibration": self.job.lock["calibration"]["tokens_digest"]}
         facts = self._facts | calibration | asked | {"items": items, "code": code_digest(*_TASKS_CODE)}
         return Stage("tasks", facts)
@@ -216,19 +227,22 @@ class _Comparison:
 
         return read_evidence(workspace.build(self.quality_stage(look), make, again=fresh) / _ROWS)
 
-    def answers(self, workspace: Workspace, fresh: bool) -> Evidence | None:
-        """What both arms answered to the tasks; None where there are none."""
+    def answers(self, workspace: Workspace, look: int, fresh: bool) -> Evidence | None:
+        """What both arms answered to the tasks up to a look; None where there are none."""
 
         def make(partial: Path) -> None:
             tokenizer = load_tokenizer(self.job.checkpoint.directory)
+            earlier = read_evidence(workspace.path(self.tasks_stage(look - 1)) / _ROWS).tasks if look > 1 else ()
             baseline, candidate = self._open(self.baseline), self._open(self.candidate)
-            rows = measure_tasks(self.tasks, tokenizer, baseline, candidate, workspace.progress)
-            checks = (unseen_items(self.job.tokens.tolist(), self.tasks, tokenizer),)
-            write_evidence(partial / _ROWS, dataclasses.replace(self.header, checks=checks), rows, ())
+            rows = measure_tasks(self.tasks, tokenizer, baseline, candidate, workspace.progress, look=look)
+            checks = (unseen_items(self.job.tokens.tolist(), self.tasks, tokenizer, look),)
+            used = {task.name: task.used(look) for task in self.tasks}
+            header = dataclasses.replace(self.header, checks=checks, tasks=used)
+            write_evidence(partial / _ROWS, header, (*earlier, *rows), ())
 
         if not self.tasks:
             return None
-        return read_evidence(workspace.build(self.tasks_stage(), make, again=fresh) / _ROWS)
+        return read_evidence(workspace.build(self.tasks_stage(look), make, again=fresh) / _ROWS)
 
     def speed(self, workspace: Workspace, look: int, fresh: bool) -> Evidence:
         """What was measured of speed up to a look; the blocks of the look before are not measured again."""
@@ -249,14 +263,13 @@ class _Comparison:
 
         return read_evidence(workspace.build(stage, make, again=fresh) / _ROWS)
 
-    def structured_stage(self, look: int) -> Stage:
-        from assay_evals.structured.items import items_digest, load_items
+    def structured_stage(self, settings: Structured) -> Stage:
+        from assay_evals.structured.items import items_digest
 
-        settings = self.structured_settings(look)
         # Its times are this machine's.
         asked = {
             "settings": settings.model_dump(mode="json"),
-            "items": items_digest(load_items(settings, self.job.base)),
+            "items": items_digest(self.items[: settings.samples]),
             "enforced_by": enforcing_library(),
             "machine": machine_facts(),
         }
@@ -264,20 +277,19 @@ class _Comparison:
 
     def structured(self, workspace: Workspace, look: int, fresh: bool) -> tuple[StructuredRow, ...]:
         """What was written up to a look; the items of the look before are not asked for again."""
-        if self.job.recipe.evaluate.structured is None:
+        evaluate = self.job.recipe.evaluate
+        settings = evaluate.at(look).structured
+        if settings is None:
             return ()
 
         def make(partial: Path) -> None:
-            earlier: tuple[StructuredRow, ...] = ()
-            if look > 1:
-                earlier = read_evidence(workspace.path(self.structured_stage(look - 1)) / _ROWS).structured
-            rows = self._measure_structured(workspace.progress, look, len(earlier))
+            before = evaluate.at(look - 1).structured if look > 1 else None
+            known = None if before is None else workspace.path(self.structured_stage(before))
+            earlier = () if known is None else read_evidence(known / _ROWS).structured
+            rows = self._measure_structured(workspace.progress, settings, len(earlier))
             write_evidence(partial / _ROWS, self.header, (*earlier, *rows), ())
 
-        return read_evidence(workspace.build(self.structured_stage(look), make, again=fresh) / _ROWS).structured
-
-    def structured_settings(self, look: int) -> Structured:
-        return self.job.recipe.evaluate.at(look).structured or Structured()
+        return read_evidence(workspace.build(self.structured_stage(settings), make, again=fresh) / _ROWS).structured
 
     def together(
         self, quality: Evidence, speed: Evidence, structured: tuple[StructuredRow, ...], tasks: Evidence | None
@@ -285,6 +297,7 @@ class _Comparison:
         """All as one."""
         text, checks = quality.header.text, quality.header.checks + (tasks.header.checks if tasks else ())
         header = dataclasses.replace(self.header, text=text, checks=checks, environment=speed.header.environment)
+        header = dataclasses.replace(header, tasks=tasks.header.tasks) if tasks else header
         rows = tasks.tasks if tasks else ()
         return dataclasses.replace(quality, header=header, runs=speed.runs, structured=structured, tasks=rows)
 
@@ -319,17 +332,17 @@ class _Comparison:
         text = dataclasses.replace(self.header.text, tags=tags)
         return dataclasses.replace(self.header, checks=checks, text=text), rows
 
-    def _measure_structured(self, progress: Progress, look: int, known: int) -> Iterator[StructuredRow]:
+    def _measure_structured(self, progress: Progress, settings: Structured, known: int) -> Iterator[StructuredRow]:
         """known: how many of the items were measured before."""
-        from assay_evals.structured.items import load_items, prompt_tokens
+        from assay_evals.structured.items import prompt_tokens
         from assay_evals.structured.measure import WritingArm, measure_structured
 
-        settings, tokenizer = self.structured_settings(look), load_tokenizer(self.job.checkpoint.directory)
+        tokenizer = load_tokenizer(self.job.checkpoint.directory)
         arms: list[WritingArm] = []
         for directory in (self.baseline, self.candidate):
             runtime = self._open(directory)
             arms.append(WritingArm(runtime, Enforcer(load_tokenizer(directory), runtime.ends)))
-        items = load_items(settings, self.job.base)[known:]
+        items = self.items[known : settings.samples]
         asked = [(item, prompt_tokens(item, tokenizer)) for item in items]
         return measure_structured(arms[0], arms[1], asked, settings, progress)
 
@@ -348,7 +361,17 @@ def _requests(job: Job, documents: list[Document], tokenizer: Any) -> list[dict[
     return requests_of(job.recipe.evaluate, stream)
 
 
-def _header(job: Job, workspace: Workspace, documents: list[Document], tasks: list[ReadTask]) -> Header:
+def _structured_items(job: Job) -> list[StructuredItem]:
+    """Those of the last look, which begin with those of every look before it."""
+    settings = job.recipe.evaluate.at(job.recipe.evaluate.looks).structured
+    if settings is None:
+        return []
+    from assay_evals.structured.items import load_items
+
+    return load_items(settings, job.base)
+
+
+def _header(job: Job, workspace: Workspace, documents: list[Document]) -> Header:
     target = TARGETS[job.recipe.target.format]
     manifest = read_manifest(workspace.path(job.candidate_stage))
     files = {arm: workspace.files(stage) for arm, stage in _arms(job).items()}
@@ -374,7 +397,6 @@ def _header(job: Job, workspace: Workspace, documents: list[Document], tasks: li
         text=TextUsed(source=job.recipe.evaluate.text.source, digest=texts_digest(documents), documents=len(documents)),
         checks=(),
         environment=environment(),
-        tasks={task.name: task.used for task in tasks},
     )
 
 

@@ -75,12 +75,16 @@ class TextUsed:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskUsed:
-    """The items of a task: where they are from, a digest of those that were to be answered, and how many these are."""
+    """The items of a task: where they are from, a digest of those that were to be answered, and how many these are.
+
+    looks: how often the gate could have looked at it, with more items each time, as was fixed before any was answered.
+    """
 
     __pydantic_config__ = _STRICT
     source: str
     digest: str
     items: int
+    looks: Annotated[int, Field(ge=1, exclude_if=lambda looks: looks == 1)] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

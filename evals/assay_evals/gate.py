@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from assay.files import canonical_json, sha256_bytes
-from assay.recipe import Gate, MaxDrop, QualityGates
+from assay.recipe import Gate, MaxDrop, SliceGates
 from assay.strict import Strict
 from assay_evals import cost_findings as cost
 from assay_evals import latency_findings as latency
@@ -77,10 +77,9 @@ def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
         for metric in _SLICED
         if isinstance(found[metric], list)
     }
+    for metric in tasks:
+        slices |= task_findings.task_slices(evidence, metric) if isinstance(found[metric], list) else {}
     gates += _slice_gates(asked.slices, slices)
-    slices |= {
-        metric: task_findings.task_slices(evidence, metric) for metric in tasks if isinstance(found[metric], list)
-    }
     checks = (*checks_of(evidence), _all_measured(evidence, declared, found), *_sensitive(evidence, declared, found))
     verdict = overall(gates, checks)
     return Verdict(
@@ -110,13 +109,17 @@ def _renamed(metric: str, found: list[Row] | str) -> list[Row] | str:
     return found if isinstance(found, str) else [replace(row, metric=metric) for row in found]
 
 
-def _slice_gates(declared: QualityGates | None, slices: dict[str, list[Row] | str]) -> tuple[GateRow, ...]:
+def _slice_gates(declared: SliceGates | None, slices: dict[str, list[Row] | str]) -> tuple[GateRow, ...]:
     """A row for each gated metric in each slice by tag; one that is INVALID where there is no such slice."""
+    if declared is None:
+        return ()
     rows: list[GateRow] = []
-    for metric, criterion in declared.declared().items() if declared else ():
+    of_tasks = {TASK + name: criterion for name, criterion in (declared.tasks or {}).items()}
+    for metric, criterion in (declared.declared() | of_tasks).items():
         prefix = sliced(metric, f"{TAG}=")
         found = {name: measured for name, measured in slices.items() if name.startswith(prefix)}
-        found = found or {sliced(metric, TAG): "The evidence has no document with a tag."}
+        what = "item of this task" if metric in of_tasks else "document"
+        found = found or {sliced(metric, TAG): f"The evidence has no {what} with a tag."}
         rows += [_gate_row(name, criterion.model_dump(), measured) for name, measured in found.items()]
     return tuple(rows)
 

@@ -7,7 +7,7 @@ assumptions are stated with every answer. A plan is a forecast: the gate never r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from assay.recipe import (
@@ -64,29 +64,34 @@ class Reach:
 
 
 def plan_gates(
-    evaluate: Evaluate, gate: Gate, assumptions: Assumptions | None = None, items: Mapping[str, int] | None = None
+    evaluate: Evaluate,
+    gate: Gate,
+    assumptions: Assumptions | None = None,
+    items: Mapping[str, Sequence[int]] | None = None,
 ) -> tuple[Reach, ...]:
     """For each gate, the smallest difference that `evaluate` can resolve at its last look, and whether its margin is in reach.
 
-    items: how many items each task has, where its `samples` do not say it.
+    items: how many each task is asked up to each look, where its `samples` do not say it.
     """
     assumed, last = assumptions or Assumptions(), evaluate.at(evaluate.looks)
     metrics = tuple(_reach(metric, criterion, last, assumed) for metric, criterion in gate.declared().items())
     return metrics + _task_reaches(evaluate, gate, assumed, items or {})
 
 
-def _task_reaches(evaluate: Evaluate, gate: Gate, assumed: Assumptions, items: Mapping[str, int]) -> tuple[Reach, ...]:
-    """Of tasks, which are asked once however often the gate may look; items without a group are independent."""
+def _task_reaches(
+    evaluate: Evaluate, gate: Gate, assumed: Assumptions, items: Mapping[str, Sequence[int]]
+) -> tuple[Reach, ...]:
+    """Of tasks, with all items that the gate may look at; items without a group are independent."""
     clustered = {task.name: task.group is not None for task in evaluate.tasks}
-    counts = {task.name: task.samples for task in evaluate.tasks if task.samples} | dict(items)
+    counts = {task.name: [task.samples] for task in evaluate.tasks if task.samples} | dict(items)
     # One of so many clusters, counted once more, widens next to nothing.
     alone = replace(assumed, design_effect=1.0, caution=1.0)
     return tuple(
         _accuracy(
             TASK + name,
             criterion.model_dump(),
-            (counts[name], "items"),
-            quality.ALPHA,
+            (counts[name][-1], "items"),
+            quality.ALPHA / len(counts[name]),
             assumed if clustered[name] else alone,
         )
         for name, criterion in (gate.tasks or {}).items()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from assay.recipe import ExactMatchTask, LmEvalTask, MultipleChoiceTask
 from assay_evals.evidence import AnswerItem, ChoiceItem, Evidence, Measured, ScoredItem, TaskRow
 from assay_evals.findings import UnmeasurableError, finding
-from assay_evals.quality_findings import CONFIDENCE, paired_accuracy, paired_disagreement, ratio_of_means
+from assay_evals.quality_findings import ALPHA, CONFIDENCE, paired_accuracy, paired_disagreement, ratio_of_means
 from assay_evals.slices import TAG, sliced
 from assay_evals.task_scoring import answer_in, likeliest, normalized
 from assay_evals.verdict import Row
@@ -93,8 +93,8 @@ def task_rows(evidence: Evidence, metric: str) -> list[Row]:
         raise UnmeasurableError(
             f"Every item of the task {name} is of one group; spread between groups needs at least two."
         )
-    scores = [item.scores for item in items]
-    rows = [paired_accuracy(metric, scores, labels), paired_disagreement(f"{metric}.flipped", scores, labels)]
+    scores, alpha = [item.scores for item in items], alpha_of(evidence, name)
+    rows = [paired_accuracy(metric, scores, labels, alpha), paired_disagreement(f"{metric}.flipped", scores, labels)]
     choices = [item.row for item in items if isinstance(item.row, ChoiceItem)]
     if choices:
         task = next(one for one in evidence.header.recipe.evaluate.tasks if one.name == name)
@@ -132,17 +132,27 @@ def _mean(pairs: Sequence[tuple[float, float]], arm: int) -> float:
     return math.fsum(pair[arm] for pair in pairs) / len(pairs)
 
 
-def task_slices(evidence: Evidence, metric: str) -> list[Row]:
-    """The row of a task for each tag of its items, as far as it can be told."""
-    items = judged_items(evidence, metric.removeprefix(TASK))
-    found: list[Row] = []
+def task_slices(evidence: Evidence, metric: str) -> dict[str, list[Row] | str]:
+    """The row of a task for each tag of its items, by what it is called there, or why it cannot be told."""
+    name = metric.removeprefix(TASK)
+    items, alpha = judged_items(evidence, name), alpha_of(evidence, name)
+    found: dict[str, list[Row] | str] = {}
     for tag in sorted({item.row.tag for item in items if item.row.tag is not None}):
         part = [item for item in items if item.row.tag == tag]
-        labels = [cluster(item.row) for item in part]
+        labels, called = [cluster(item.row) for item in part], sliced(metric, f"{TAG}={tag}")
         if len(set(labels)) > 1:
-            row = paired_accuracy(metric, [item.scores for item in part], labels)
-            found.append(replace(row, metric=sliced(metric, f"{TAG}={tag}")))
+            found[called] = [paired_accuracy(called, [item.scores for item in part], labels, alpha)]
+        else:
+            found[called] = (
+                f"Every item of the task {name} with the tag {tag!r} is of one group; spread between groups needs at least two."
+            )
     return found
+
+
+def alpha_of(evidence: Evidence, name: str) -> float:
+    """One-sided error of one look at a task: all that it could take part in are wrong no more often than ALPHA together (Bonferroni)."""
+    used = evidence.header.tasks.get(name)
+    return ALPHA / (used.looks if used else 1)
 
 
 def chance_level(evidence: Evidence, metric: str) -> float:

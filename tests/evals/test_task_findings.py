@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from assay.errors import IntegrityError
@@ -340,6 +341,54 @@ def test_a_tag_that_is_broken_is_shown_beside_the_whole(mixed: Evidence) -> None
     assert whole.difference == pytest.approx(-0.1) and not [name for name in found if name.startswith("task.em")]
 
 
+def sliced(evidence: Evidence, **slices: float) -> Verdict:
+    """Judged with gates on the slices of tasks, too."""
+    gate = evidence.header.recipe.gate.model_dump(mode="json", exclude_none=True)
+    tasks = {name: {"max_drop": most} for name, most in slices.items()}
+    return judge(evidence, Gate.model_validate_json(json.dumps(gate | {"slices": {"tasks": tasks}})))
+
+
+def test_the_average_does_not_hide_a_slice_that_fails(make: Make) -> None:
+    rows = [
+        chosen(number, (number % 5 > 0, number % 5 > 0 and number % 40 != 1), tag="de" if number % 40 == 1 else "en")
+        for number in range(4000)
+    ]
+    evidence = make(rows, CHOICE, mc={"max_drop": 0.05})
+    assert judge(evidence).verdict == "PASS"
+    verdict = sliced(evidence, mc=0.05)
+    assert {row.metric: row.verdict for row in verdict.gates if row.metric.startswith("task")} == {
+        "task.mc": "PASS",
+        "task.mc@tag=de": "FAIL",
+        "task.mc@tag=en": "PASS",
+    }
+    assert verdict.verdict == "FAIL" and [reason.partition(":")[0] for reason in verdict.reasons] == ["task mc, tag=de"]
+    text = render_report("markdown", verdict, evidence, {}, {}).decode()
+    assert "❌ FAIL" in text and text.index("tag=de") < text.index("tag=en")
+
+
+def test_a_slice_that_cannot_be_told_is_never_passed_over(make: Make) -> None:
+    rows = [chosen(number, (True, True), tag="rare" if number == 7 else "en") for number in range(400)]
+    verdict = sliced(make(rows, CHOICE, mc={"max_drop": 0.05}), mc=0.05)
+    found = {row.metric: row for row in verdict.gates}
+    assert (verdict.verdict, found["task.mc@tag=rare"].verdict) == ("INVALID", "INVALID")
+    assert "with the tag 'rare' is of one group" in found["task.mc@tag=rare"].reason
+    untagged = sliced(make([replace(row, tag=None) for row in rows], CHOICE, mc={"max_drop": 0.05}), mc=0.05)
+    assert untagged.verdict == "INVALID" and "no item of this task with a tag" in untagged.gates[-1].reason
+
+
+def test_each_of_several_looks_at_a_task_has_its_share_of_the_error(make: Make) -> None:
+    rows = [chosen(number, right, tag="ab"[number % 2]) for number, right in enumerate(outcomes(400, 300, 9, 5))]
+    evidence = make(rows, CHOICE, mc={"max_drop": 0.1})
+    # Evidence of before there were looks says nothing of them, and is judged as it was.
+    assert "looks" not in json.dumps(TypeAdapter(TaskUsed).dump_python(evidence.header.tasks["mc"]))
+    used = {"mc": replace(evidence.header.tasks["mc"], looks=4)}
+    later = replace(evidence, header=replace(evidence.header, tasks=used))
+    for one, confidence in ((evidence, 0.9), (later, 1 - 2 * 0.05 / 4)):
+        verdict = judge(one)
+        found = [verdict.row("task.mc"), *(row for row in verdict.slices if row.metric.startswith("task.mc"))]
+        assert len(found) == 3 and all(row and row.confidence == pytest.approx(confidence) for row in found)
+
+
 def test_every_form_of_report_has_the_task_and_its_worst_answers(mixed: Evidence) -> None:
     verdict, output = judge(mixed), io.StringIO()
     assert verdict.verdict == "FAIL"
@@ -386,14 +435,16 @@ def test_candidates_are_compared_by_the_items_that_both_answered(make: Make) -> 
 def test_planning_tells_what_the_items_resolve() -> None:
     gate = Gate.model_validate_json('{"tasks": {"mc": {"max_drop": 0.02}}}')
 
-    def planned(task: dict[str, Any], **items: int) -> Any:
+    def planned(task: dict[str, Any], **items: list[int]) -> Any:
         evaluate = {"quality": [{"metric": "kl_divergence"}], "tasks": [CHOICE | task]}
         (found,) = plan_gates(Evaluate.model_validate_json(json.dumps(evaluate)), gate, items=items)
         return found
 
-    few, many = planned({"samples": 200}), planned({}, mc=3000)
+    few, many = planned({"samples": 200}), planned({}, mc=[3000])
     assert not few.in_reach and (few.metric, few.samples) == ("task.mc", 200) and "ask for about" in few.sentence
     assert many.in_reach and "3,000 items resolve" in many.sentence
     # n = 6.1826 · discordance / margin², by the published table; documents alike take more.
     assert planned({"samples": 1237}).in_reach and not planned({"samples": 1236}).in_reach
     assert not planned({"samples": 1237, "group": "page"}).in_reach
+    # Several looks divide the error, and the last one counts.
+    assert planned({}, mc=[3000]).smallest < planned({}, mc=[1500, 3000]).smallest < planned({}, mc=[1500]).smallest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -159,10 +160,10 @@ def test_fields_have_the_names_that_the_recipe_gives(write: Callable[..., Path])
 
 def test_the_digest_tells_items_apart(write: Callable[..., Path]) -> None:
     declared = evaluate(choice_task().model_dump(mode="json"))
-    first = read_tasks(declared, write(QUESTION))[0].used
-    assert first == read_tasks(declared, write(QUESTION))[0].used and first.items == 1
+    first = read_tasks(declared, write(QUESTION))[0].used()
+    assert first == read_tasks(declared, write(QUESTION))[0].used() and first.items == 1
     for change in ({"query": "?"}, {"choices": ["a", "b"]}, {"gold": 1}):
-        assert read_tasks(declared, write(QUESTION | change))[0].used.digest != first.digest
+        assert read_tasks(declared, write(QUESTION | change))[0].used().digest != first.digest
 
 
 READ_HUB = """
@@ -383,11 +384,50 @@ def test_text_is_generated_up_to_a_stop_string(runtime: Runtime, tokenizer: Any)
     assert stop not in before
 
 
+def test_a_look_adds_as_many_items_as_there_were_while_there_are_any(write: Callable[..., Path]) -> None:
+    base = write(*(QUESTION | PROMPT | {"query": str(number), "prompt": str(number)} for number in range(50)))
+
+    def asked(looks: int, **changes: Any) -> list[str]:
+        return [str(one.item.prompt) for one in read_questions(choice_task(**changes), base, looks)]
+
+    assert asked(3, samples=10) == [str(number) for number in range(40)]
+    assert asked(4, samples=10) == asked(3) == [str(number) for number in range(50)]
+    # The first look is that of a recipe without others; the next ones are drawn from the rest.
+    parts = [asked(looks, samples=10, seed=3) for looks in (1, 2, 3, 4)]
+    assert [len(part) for part in parts] == [10, 20, 40, 50] and len(set(parts[3])) == 50
+    for earlier, later in itertools.pairwise(parts):
+        assert later[: len(earlier)] == earlier
+        assert later[len(earlier) :] == sorted(later[len(earlier) :], key=int)
+    several = evaluate(*(task(samples=20).model_dump(mode="json") for task in (choice_task, match_task)))
+    for task in read_tasks(several.model_copy(update={"looks": 4}), base):
+        assert task.counts == (20, 40, 50) and [used.looks for used in task.looks] == [3, 3, 3]
+        assert [task.added(look) for look in (1, 2, 3, 4)] == [range(20), range(20, 40), range(40, 50), range(50, 50)]
+    (alone,) = read_tasks(evaluate(choice_task(samples=20).model_dump(mode="json")), base)
+    assert alone.looks[0] == replace(task_at(several, base), looks=1)
+
+
+def task_at(declared: Evaluate, base: Path) -> TaskUsed:
+    return read_tasks(declared.model_copy(update={"looks": 4}), base)[0].used(1)
+
+
 # Both arms
 
 
 def measured(base: Path, tokenizer: Any, arms: tuple[Runtime, Runtime], *tasks: dict[str, Any]) -> list[Any]:
     return list(measure_tasks(read_tasks(evaluate(*tasks), base), tokenizer, *arms, Progress()))
+
+
+def test_a_further_look_answers_what_it_adds(
+    write: Callable[..., Path], tokenizer: Any, runtime: Runtime, other: Runtime
+) -> None:
+    base = write(*(QUESTION | PROMPT | {"prompt": f"The {number} is"} for number in range(5)))
+    declared = [task(samples=2, id=None).model_dump(mode="json") for task in (choice_task, match_task)]
+    tasks = read_tasks(evaluate(*declared).model_copy(update={"looks": 3}), base)
+    for look, lines in ((1, [1, 2]), (2, [3, 4]), (3, [5])):
+        rows = list(measure_tasks(tasks, tokenizer, runtime, other, Progress(), look=look))
+        assert [(row.task, row.item) for row in rows] == [
+            (task, f"items.jsonl:{line}") for task in ("mc", "em") for line in lines
+        ]
 
 
 def test_both_arms_answer_the_same_items(
@@ -419,7 +459,7 @@ def test_both_arms_answer_the_same_items(
 
 def of_texts(*texts: str) -> ReadTask:
     used = TaskUsed(source="s", digest="d", items=len(texts))
-    return ReadTask("mc", used, texts, lambda *_: None, lambda *_: iter(()))
+    return ReadTask("mc", (used,), texts, lambda *_: None, lambda *_: iter(()))
 
 
 def test_items_that_stand_in_the_calibration_text_are_noticed(tokenizer: Any) -> None:

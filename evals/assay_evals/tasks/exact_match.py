@@ -41,11 +41,11 @@ class Encoded:
     tokens: list[int]
 
 
-def read_exercises(task: ExactMatchTask, base: Path) -> list[Exercise]:
+def read_exercises(task: ExactMatchTask, base: Path, looks: int = 1) -> list[Exercise]:
     """The exercises that are to be answered; UsageError names the first line that is none."""
     return [
         Exercise(item, _references(task, item, field_of(row, task.references, item.place)))
-        for item, row in read_items(task, read_rows(task, base), task.prompt)
+        for item, row in read_items(task, read_rows(task, base, looks), task.prompt)
     ]
 
 

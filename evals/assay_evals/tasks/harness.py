@@ -7,6 +7,7 @@ generated code are refused. What a task's YAML names as `!function` is code, as 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import itertools
@@ -56,13 +57,24 @@ class HarnessTask:
     choices: tuple[int, ...]
     config: dict[str, Any]
 
-    def content(self) -> Any:
-        """The items, and how the task asks and scores, as JSON."""
+    def content(self, items: int) -> Any:
+        """The first of its items, and how the task asks and scores, as JSON."""
         config = {name: value for name, value in self.config.items() if name != "metadata"}
-        return json.loads(json.dumps([config, self.indices, self.documents], default=str))
+        return json.loads(json.dumps([config, self.indices[:items], self.documents[:items]], default=str))
+
+    def part(self, items: range) -> HarnessTask:
+        """Some of its items alone."""
+        which = slice(items.start, items.stop)
+        return dataclasses.replace(
+            self,
+            indices=self.indices[which],
+            documents=self.documents[which],
+            prompts=self.prompts[which],
+            choices=self.choices[which],
+        )
 
 
-def read_harness(task: LmEvalTask, base: Path) -> HarnessTask:
+def read_harness(task: LmEvalTask, base: Path, looks: int = 1) -> HarnessTask:
     """The items that are to be answered; UsageError when the task or its metric is none that can be paired."""
     loaded = _load(task, base)
     place = f"the task {task.name}"
@@ -88,7 +100,7 @@ def read_harness(task: LmEvalTask, base: Path) -> HarnessTask:
         raise UsageError(
             f"{place}: {task.task} asks everything {loaded.get_config('repeats')} times; one answer is paired."
         )
-    found: list[tuple[int, Any]] = picked(list(enumerate(loaded.eval_docs)), task)
+    found: list[tuple[int, Any]] = picked(list(enumerate(loaded.eval_docs)), task, looks)
     if not found:
         raise UsageError(f"{place}: {task.task} has no items.")
     for index, document in found:

@@ -1,10 +1,12 @@
 """The items of a task: rows of a file or of a data set, checked one by one, with the place that each comes from.
 
-Which of them are answered is fixed by the recipe: all, the first N, or N at random by a seed.
+Which of them are answered is fixed by the recipe: all, the first N, or N at random by a seed; where the gate may look several times, as
+many more of the others at each further look, for as long as there are any.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,15 +32,15 @@ class Item:
     tag: str | None
 
 
-def read_rows(task: MultipleChoiceTask | ExactMatchTask, base: Path) -> list[tuple[str, Any]]:
-    """The rows that are to be answered, with their places; base: the directory that relative paths start from."""
+def read_rows(task: MultipleChoiceTask | ExactMatchTask, base: Path, looks: int) -> list[tuple[str, Any]]:
+    """The rows that are to be answered up to the last look, with their places; base: the directory that relative paths start from."""
     if isinstance(task.items, JsonLinesRows):
         rows = list(json_rows(base / task.items.path))
     else:
         rows = [(f"{task.items.name}#{index}", row) for index, row in enumerate(hub_rows(task.items))]
     if not rows:
         raise UsageError(f"the task {task.name} has no items: {source_of(task)} is empty.")
-    return picked(rows, task)
+    return picked(rows, task, looks)
 
 
 def source_of(task: MultipleChoiceTask | ExactMatchTask) -> str:
@@ -46,17 +48,31 @@ def source_of(task: MultipleChoiceTask | ExactMatchTask) -> str:
     return task.items.path if isinstance(task.items, JsonLinesRows) else f"hf:{task.items.name}"
 
 
-def picked(items: Sequence[Picked], task: DeclaredTask) -> list[Picked]:
-    """The declared samples, in the order of the data; UsageError when there are fewer."""
+def sizes(samples: int | None, items: int, looks: int) -> tuple[int, ...]:
+    """How many items are answered at each look: twice as many as at the one before, while there are more than that."""
+    first = samples or items
+    return tuple(sorted({min(first << look, items) for look in range(looks)}))
+
+
+def picked(items: Sequence[Picked], task: DeclaredTask, looks: int) -> list[Picked]:
+    """The declared samples, then those that each further look adds, each part in the order of the data.
+
+    UsageError when there are fewer than were declared.
+    """
     if task.samples is None:
         return list(items)
     if len(items) < task.samples:
         raise UsageError(
             f"the task {task.name} has {len(items):,} items; the recipe asks for {task.samples:,}. Lower samples, or give more items."
         )
+    counts = sizes(task.samples, len(items), looks)
     if task.seed is None:
-        return list(items[: task.samples])
-    return [items[index] for index in sorted(random.Random(task.seed).sample(range(len(items)), task.samples))]
+        return list(items[: counts[-1]])
+    order = random.Random(task.seed).sample(range(len(items)), task.samples)
+    others = sorted(set(range(len(items))) - set(order))
+    order += random.Random(f"{task.seed}, further").sample(others, counts[-1] - len(order))
+    parts = [sorted(order[start:stop]) for start, stop in itertools.pairwise((0, *counts))]
+    return [items[index] for part in parts for index in part]
 
 
 def read_items(

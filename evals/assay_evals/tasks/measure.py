@@ -19,47 +19,62 @@ from assay_evals.evidence import Check, TaskRow, TaskUsed
 from assay_evals.quality.checks import grams
 from assay_evals.runtimes.base import Runtime
 from assay_evals.tasks.exact_match import answer_exercise, encode_exercises, read_exercises
-from assay_evals.tasks.items import source_of
+from assay_evals.tasks.items import sizes, source_of
 from assay_evals.tasks.multiple_choice import answer_question, encode_questions, read_questions
 from assay_evals.validity import TASKS_UNSEEN
 
 _SEEN_SHARE, _MOST_SEEN = 0.5, 0.01
 # What more of the items than this begin or end with is an instruction, and says nothing of any.
 _SHARED = 0.1
-Answers = Callable[[Any, Runtime, Runtime], Iterator[TaskRow]]
+Answers = Callable[[range, Any, Runtime, Runtime], Iterator[TaskRow]]
 
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A task whose items were read.
+    """A task whose items were read, those of later looks last.
 
-    texts: what each item asks, for finding it in other texts.  fits: raises UsageError unless tokenizer and context length take all of
-    it.  answers: what both arms make of it, one item after the other.
+    looks: the items that are answered up to each look that it can take part in.  texts: what each item asks, for finding it in other texts.
+    fits: raises UsageError unless tokenizer and context length take all of it.  answers: what both arms make of some of the items, one
+    after the other.
     """
 
     name: str
-    used: TaskUsed
+    looks: tuple[TaskUsed, ...]
     texts: tuple[str | Messages, ...]
     fits: Callable[[Any, int], object]
     answers: Answers
 
+    def used(self, look: int = 1) -> TaskUsed:
+        """The items that are answered up to a look."""
+        return self.looks[min(look, len(self.looks)) - 1]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many items are answered up to each look."""
+        return tuple(used.items for used in self.looks)
+
+    def added(self, look: int) -> range:
+        """The places of the items that a look adds to those of the one before."""
+        return range(self.used(look - 1).items if look > 1 else 0, self.used(look).items)
+
 
 def read_tasks(evaluate: Evaluate, base: Path) -> list[ReadTask]:
     """The items of every task; UsageError names the first thing that is wrong with them."""
-    return [_read(task, base) for task in evaluate.tasks]
+    return [_read(task, base, evaluate.looks) for task in evaluate.tasks]
 
 
-def _read(task: MultipleChoiceTask | ExactMatchTask | LmEvalTask, base: Path) -> ReadTask:
+def _read(task: MultipleChoiceTask | ExactMatchTask | LmEvalTask, base: Path, looks: int) -> ReadTask:
     if isinstance(task, MultipleChoiceTask):
-        return _multiple_choice(task, base)
-    return _exact_match(task, base) if isinstance(task, ExactMatchTask) else _lm_eval(task, base)
+        return _multiple_choice(task, base, looks)
+    return _exact_match(task, base, looks) if isinstance(task, ExactMatchTask) else _lm_eval(task, base, looks)
 
 
-def _multiple_choice(task: MultipleChoiceTask, base: Path) -> ReadTask:
-    questions = read_questions(task, base)
+def _multiple_choice(task: MultipleChoiceTask, base: Path, looks: int) -> ReadTask:
+    questions = read_questions(task, base, looks)
 
-    def answers(tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
-        for encoded in encode_questions(task, questions, tokenizer, baseline.context_length):
+    def answers(items: range, tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
+        some = questions[items.start : items.stop]
+        for encoded in encode_questions(task, some, tokenizer, baseline.context_length):
             yield answer_question(task.name, encoded, baseline, candidate)
 
     content = [
@@ -67,42 +82,45 @@ def _multiple_choice(task: MultipleChoiceTask, base: Path) -> ReadTask:
     ]
     return ReadTask(
         name=task.name,
-        used=_used(source_of(task), content, len(questions)),
+        looks=_looks(source_of(task), sizes(task.samples, len(questions), looks), lambda items: content[:items]),
         texts=tuple(one.item.prompt for one in questions),
         fits=lambda tokenizer, context_length: encode_questions(task, questions, tokenizer, context_length),
         answers=answers,
     )
 
 
-def _exact_match(task: ExactMatchTask, base: Path) -> ReadTask:
-    exercises = read_exercises(task, base)
+def _exact_match(task: ExactMatchTask, base: Path, looks: int) -> ReadTask:
+    exercises = read_exercises(task, base, looks)
 
-    def answers(tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
-        for encoded in encode_exercises(task, exercises, tokenizer, baseline.context_length):
+    def answers(items: range, tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
+        some = exercises[items.start : items.stop]
+        for encoded in encode_exercises(task, some, tokenizer, baseline.context_length):
             yield answer_exercise(task, encoded, baseline, candidate)
 
     content = [[one.item.name, one.item.prompt, one.references, one.item.group, one.item.tag] for one in exercises]
     return ReadTask(
         name=task.name,
-        used=_used(source_of(task), content, len(exercises)),
+        looks=_looks(source_of(task), sizes(task.samples, len(exercises), looks), lambda items: content[:items]),
         texts=tuple(one.item.prompt for one in exercises),
         fits=lambda tokenizer, context_length: encode_exercises(task, exercises, tokenizer, context_length),
         answers=answers,
     )
 
 
-def _lm_eval(task: LmEvalTask, base: Path) -> ReadTask:
+def _lm_eval(task: LmEvalTask, base: Path, looks: int) -> ReadTask:
     from assay_evals.tasks import harness
 
-    read = harness.read_harness(task, base)
+    read = harness.read_harness(task, base, looks)
 
-    def answers(tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
-        return harness.answer_harness(read, tokenizer, baseline, candidate)
+    def answers(items: range, tokenizer: Any, baseline: Runtime, candidate: Runtime) -> Iterator[TaskRow]:
+        return harness.answer_harness(read.part(items), tokenizer, baseline, candidate)
 
     return ReadTask(
         name=task.name,
-        used=_used(
-            f"lm-evaluation-harness {metadata.version('lm-eval')}, {task.task}", read.content(), len(read.indices)
+        looks=_looks(
+            f"lm-evaluation-harness {metadata.version('lm-eval')}, {task.task}",
+            sizes(task.samples, len(read.indices), looks),
+            read.content,
         ),
         texts=read.prompts,
         fits=lambda tokenizer, context_length: harness.check_fit(read, tokenizer, context_length),
@@ -110,23 +128,38 @@ def _lm_eval(task: LmEvalTask, base: Path) -> ReadTask:
     )
 
 
-def _used(source: str, content: Any, items: int) -> TaskUsed:
-    return TaskUsed(source=source, digest=sha256_bytes(canonical_json(content)), items=items)
+def _looks(source: str, counts: Sequence[int], content: Callable[[int], Any]) -> tuple[TaskUsed, ...]:
+    """What the evidence says at each look.  content: the first of the items, as JSON."""
+    return tuple(
+        TaskUsed(source=source, digest=sha256_bytes(canonical_json(content(items))), items=items, looks=len(counts))
+        for items in counts
+    )
 
 
 def measure_tasks(
-    tasks: Sequence[ReadTask], tokenizer: Any, baseline: Runtime, candidate: Runtime, progress: Progress
+    tasks: Sequence[ReadTask],
+    tokenizer: Any,
+    baseline: Runtime,
+    candidate: Runtime,
+    progress: Progress,
+    *,
+    look: int = 1,
 ) -> Iterator[TaskRow]:
-    """Yield what both arms make of every item of every task."""
+    """Yield what both arms make of every item that a look adds to a task."""
     for task in tasks:
-        with progress.stage(f"measure the task {task.name}", task.used.items) as advance:
-            for row in task.answers(tokenizer, baseline, candidate):
+        added = task.added(look)
+        if not added:
+            continue
+        with progress.stage(f"measure the task {task.name}", len(added)) as advance:
+            for row in task.answers(added, tokenizer, baseline, candidate):
                 yield row
                 advance()
 
 
-def unseen_items(calibration: Sequence[Sequence[int]], tasks: Sequence[ReadTask], tokenizer: Any) -> Check:
-    """No task has more than 1% of items that the model was calibrated on.
+def unseen_items(
+    calibration: Sequence[Sequence[int]], tasks: Sequence[ReadTask], tokenizer: Any, look: int | None = None
+) -> Check:
+    """No task has more than 1% of items that the model was calibrated on.  look: up to which they count; all, unless given.
 
     An item counts when more than half of its sequences of 13 tokens stand in the calibration text, without those that more than a tenth of
     the task's items have.
@@ -135,7 +168,8 @@ def unseen_items(calibration: Sequence[Sequence[int]], tasks: Sequence[ReadTask]
     found: list[str] = []
     passed = True
     for task in tasks:
-        sequences = [set(grams(_tokens(text, tokenizer))) for text in task.texts]
+        texts = task.texts if look is None else task.texts[: task.used(look).items]
+        sequences = [set(grams(_tokens(text, tokenizer))) for text in texts]
         holders = Counter(gram for one in sequences for gram in one)
         most = max(1.0, _SHARED * len(sequences))
         own = [{gram for gram in one if holders[gram] <= most} for one in sequences]

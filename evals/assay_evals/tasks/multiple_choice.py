@@ -43,9 +43,9 @@ class Encoded:
     continuations: list[list[int]]
 
 
-def read_questions(task: MultipleChoiceTask, base: Path) -> list[Question]:
+def read_questions(task: MultipleChoiceTask, base: Path, looks: int = 1) -> list[Question]:
     """The questions that are to be answered; UsageError names the first line that is none."""
-    return [_question(task, item, row) for item, row in read_items(task, read_rows(task, base), task.query)]
+    return [_question(task, item, row) for item, row in read_items(task, read_rows(task, base, looks), task.query)]
 
 
 def _question(task: MultipleChoiceTask, item: Item, row: Any) -> Question:
