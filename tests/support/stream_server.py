@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from loopback import serving
 
 
 @dataclass(frozen=True)
@@ -58,31 +60,22 @@ class Endpoint:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-    endpoint: Endpoint
-
-
 @contextmanager
 def running_endpoint() -> Iterator[Endpoint]:
     """An endpoint on a free port, stopped at the end."""
-    server = _Server(("127.0.0.1", 0), _Handler)
-    server.endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server.endpoint
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+    class Handler(_Handler):
+        pass
+
+    with serving(Handler) as server:
+        Handler.endpoint = Endpoint(f"{server.url}/v1")
+        yield Handler.endpoint
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: _Server
+    endpoint: Endpoint
     served = False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -92,13 +85,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/models":
             return self._error(404, "no such path")
         self._whole(
-            self.server.endpoint.models_status,
-            json.dumps({"data": [{"id": name} for name in self.server.endpoint.models]}),
+            self.endpoint.models_status,
+            json.dumps({"data": [{"id": name} for name in self.endpoint.models]}),
         )
         return None
 
     def do_POST(self) -> None:
-        endpoint = self.server.endpoint
+        endpoint = self.endpoint
         length = int(self.headers["Content-Length"])
         data = self.rfile.read(length)
         if len(data) < length:  # The client was stopped.
