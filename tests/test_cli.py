@@ -101,7 +101,7 @@ def test_help_lists_every_command_and_exit_code(assay: Assay) -> None:
         (("report", "nowhere"), "not a finished run"),
         (("compare", "nowhere"), "not a finished run"),
         (("schema", "verdicts"), "'verdicts' is not one of"),
-        (("bench",), "--endpoint is missing"),
+        (("bench",), "give either an artifact directory, or --endpoint"),
         (("list",), "there is no registry here"),
         (("pull", "x:latest", "there"), "there is no registry here"),
         (("show", "x:latest"), "there is no registry here"),

@@ -29,27 +29,45 @@ def run_module(what: str, module: str, *arguments: str, seconds: float, given: s
     what: who is at work, for errors.  seconds: how long it may take.  given: its standard input.  Raises AssayError when it
     fails, with the end of what it printed.
     """
-    command = [sys.executable, "-P", "-m", "assay.child", str(os.getpid()), module, *arguments]
     try:
         finished = subprocess.run(
-            command,
+            module_command(module, *arguments),
             input=given,
             capture_output=True,
             text=True,
             timeout=seconds,
-            env=offline_environment() | _NO_REPOSITORY,
+            env=child_environment(),
             check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise AssayError(f"{what} did not finish within {seconds:.0f} s.") from error
-    if finished.returncode < 0:
-        name = signal.Signals(-finished.returncode).name
-        hint = " The kernel does that when memory runs out." if name == "SIGKILL" else ""
-        raise AssayError(f"{what} was killed by {name}.{hint}")
     if finished.returncode:
-        tail = "\n".join((finished.stdout + finished.stderr).strip().splitlines()[-_SHOWN_LINES:])
-        raise AssayError(f"{what} failed (exit code {finished.returncode}):\n{tail}")
+        raise AssayError(f"{what} {said_of_end(finished.returncode, finished.stdout + finished.stderr)}")
     return finished.stdout
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """What runs a module as a child of this process."""
+    return [sys.executable, "-P", "-m", "assay.child", str(os.getpid()), module, *arguments]
+
+
+def child_environment() -> dict[str, str]:
+    """Without a network, and without a repository around it."""
+    return offline_environment() | _NO_REPOSITORY
+
+
+def said_of_end(returncode: int, output: str) -> str:
+    """How a child that failed came to its end, with the end of what it printed: the predicate of a sentence."""
+    if returncode >= 0:
+        return f"failed (exit code {returncode}):\n{last_lines(output)}"
+    name = signal.Signals(-returncode).name
+    hint = " The kernel does that when memory runs out." if name == "SIGKILL" else ""
+    return f"was killed by {name}.{hint} {last_lines(output)}".rstrip()
+
+
+def last_lines(output: str) -> str:
+    """The end of what a child printed."""
+    return "\n".join(output.strip().splitlines()[-_SHOWN_LINES:])
 
 
 def _end_with(parent: int) -> None:

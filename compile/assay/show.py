@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from assay.files import readable_json
 from assay.progress import Progress, progress_for
@@ -130,9 +130,14 @@ class Output:
 
         self._console.print(comparison_table(found))
 
-    def benched(self, result: Result) -> None:
+    def benched(self, result: Result, form: Literal["table", "markdown"]) -> None:
         if self._json:
             self._write_json(result.to_json(raw=False))
+            return
+        if form == "markdown":
+            from assay_evals.load.markdown import load_markdown
+
+            sys.stdout.write(load_markdown(result))
             return
         from assay_evals.load.table import load_tables
 

@@ -143,6 +143,20 @@ def test_the_end_of_text_stops_generation_only_where_that_is_asked_for(
     stopped = runtime.generate(PROMPT, 8, stops=True)
     assert stopped.tokens == stopped.token_seconds == ()
     assert len(opened(name).generate(PROMPT, 8, stops=True).tokens) == 8
+    assert runtime.begin(PROMPT, 8, stops=True).step() is None
+    request = runtime.begin(PROMPT, 8, stops=False)
+    assert [request.step() for _ in range(8)] == list(runtime.generate(PROMPT, 8).tokens)
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_requests_that_take_turns_come_to_what_each_would_alone(opened: Callable[[str], Runtime], name: str) -> None:
+    runtime, prompts = opened(name), [PROMPT, PROMPT[::-1], PROMPT[3:]]
+    requests = [runtime.begin(prompt, 7, stops=True) for prompt in prompts]
+    steps = [[request.step() for request in requests] for _ in range(7)]
+    expected = [list(runtime.generate(prompt, 7).tokens) for prompt in prompts]
+    assert [list(tokens) for tokens in zip(*steps, strict=True)] == expected and len(set(map(str, expected))) > 1
+    with pytest.raises(UsageError, match=f"exceed the model's context of {CONTEXT}"):
+        runtime.begin(PROMPT, CONTEXT, stops=True)
 
 
 def test_a_model_that_ends_its_text_at_once(

@@ -8,6 +8,8 @@ from assay_evals.load.arrivals import Load
 from assay_evals.load.records import Answer, ClientLag, Failure, Level, Parameters, Phase, Request
 
 SETTINGS: dict[str, Any] = {
+    "directory": None,
+    "endpoint": None,
     "model": None,
     "api": "completions",
     "concurrency": None,

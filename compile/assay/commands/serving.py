@@ -80,6 +80,12 @@ def serving(
 
 
 def bench(
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DIRECTORY]", exists=True, file_okay=False, help="An artifact, loaded on its own runtime."
+        ),
+    ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -203,12 +209,17 @@ def bench(
             rich_help_panel="Result",
         ),
     ] = None,
+    form: Annotated[
+        Literal["table", "markdown"],
+        typer.Option("--format", help="table, or markdown (for a step summary).", rich_help_panel="Result"),
+    ] = "table",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Load-test an OpenAI-compatible endpoint: throughput, latencies and goodput at each level, with intervals.
+    """Load-test an artifact on its own runtime, or an OpenAI-compatible endpoint: throughput, latencies and goodput, with intervals.
 
-    Exit code 1 when more requests fail, or fewer meet the objectives, than was asked; 4 when the endpoint is down or stops answering.
+    Exit code 1 when more requests fail, or fewer meet the objectives, than was asked; 4 when the runtime crashes, or the endpoint is down, or
+    either stops answering.
     Ctrl-C keeps what was measured and says that it is partial.
     """
     from assay_evals.load.objectives import read_asked
@@ -217,12 +228,15 @@ def bench(
 
     shown = Output(json, quiet)
     asked = read_asked(slo, max_error_rate, min_goodput, price_per_hour, currency)
-    if earlier is not None and endpoint is not None:
-        raise UsageError("--from judges an earlier result, --endpoint measures a new one: give one of them.")
+    if earlier is not None and (endpoint is not None or directory is not None):
+        raise UsageError(
+            "--from judges an earlier result, DIRECTORY and --endpoint measure a new one: give one of them."
+        )
     if earlier is not None:
         measured = read_measured(earlier)
     else:
         settings = read_settings(
+            directory=directory,
             endpoint=endpoint,
             model=model,
             api=api,
@@ -243,7 +257,7 @@ def bench(
     result = conclude(measured, asked)
     if output is not None:
         write_result(output, result)
-    shown.benched(result)
+    shown.benched(result, form)
     if result.interrupted:
         # Not a typer.Exit, of which `main` would say that the same command goes on from there.
         sys.exit(result.exit_code)

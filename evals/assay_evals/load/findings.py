@@ -257,7 +257,7 @@ def _notes(level: Level, succeeded: Sequence[Request], parameters: Parameters) -
     notes += [*_token_notes(succeeded, parameters), *_client_notes(level, succeeded)]
     if level.load.kind == "rate" and (grown := _backlog_growth(level)):
         notes.append(
-            f"the endpoint does not keep up with this rate: {grown[1]} requests were in flight when the last measured one arrived, {grown[0]} "
+            f"it does not keep up with this rate: {grown[1]} requests were in flight when the last measured one arrived, {grown[0]} "
             "when the first did; latencies grow for as long as one measures"
         )
     return notes

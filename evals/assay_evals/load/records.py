@@ -125,11 +125,31 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """What was sent.  input_tokens: None where the prompts come from a file.  extra: fields of --body.  notes: of the trial request."""
+class ArtifactUsed:
+    """An artifact that was loaded on its own runtime.
+
+    digest: of its bytes.  shared: how requests share the runtime.  cores: that it may use.  load_seconds: until it could be asked.
+    """
 
     __pydantic_config__ = _STRICT
-    endpoint: str
+    directory: str
+    digest: str
+    runtime: str
+    shared: str
+    cores: int
+    load_seconds: Seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What was sent, to an endpoint or to an artifact.
+
+    input_tokens: None where the prompts come from a file.  extra: fields of --body.  notes: of the trial requests.
+    """
+
+    __pydantic_config__ = _STRICT
+    endpoint: str | None = None
+    artifact: ArtifactUsed | None = None
     model: str
     api: Api
     prompts: str

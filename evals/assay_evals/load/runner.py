@@ -18,8 +18,9 @@ from typing import Any
 
 from assay.progress import Advance
 from assay_evals.load.arrivals import Load, poisson_arrivals
-from assay_evals.load.client import TIMEOUT, UNREACHABLE, Client
+from assay_evals.load.client import CRASHED, TIMEOUT, UNREACHABLE, Client
 from assay_evals.load.lag import LagWatch
+from assay_evals.load.prompts import PromptOf
 from assay_evals.load.records import Level, Phase, Request
 
 INTERRUPTED = "interrupted by Ctrl-C"
@@ -34,6 +35,7 @@ class LevelPlan:
     load: Load
     warm_up: int
     measured: int
+    output_tokens: int
     first: int
     seed: str
 
@@ -43,19 +45,16 @@ class LevelPlan:
         return "measured" if position < self.warm_up + self.measured else "cool-down"
 
 
-BodyOf = Callable[[int], dict[str, Any]]
-
-
 def usual_warm_up(load: Load, measured: int) -> int:
     """A tenth of the measured requests, and at least as many as are in flight."""
     in_flight = int(load.value) if load.kind == "concurrency" else 0
     return max(in_flight, math.ceil(measured / 10))
 
 
-async def run_level(client: Client, plan: LevelPlan, body_of: BodyOf, advance: Advance) -> Level:
-    """One level from its first warm-up request to its last answer; body_of: the request of each number."""
+async def run_level(client: Client, plan: LevelPlan, prompt_of: PromptOf, advance: Advance) -> Level:
+    """One level from its first warm-up request to its last answer; prompt_of: what the request of each number says."""
     lag = LagWatch()
-    run = _LevelRun(client, plan, body_of, advance)
+    run = _LevelRun(client, plan, prompt_of, advance)
     with lag.watching(), _stopping_at_interrupt(run.stop):
         await run.until_stopped(run.closed_loop() if plan.load.kind == "concurrency" else run.open_loop())
     return run.level(lag)
@@ -64,8 +63,8 @@ async def run_level(client: Client, plan: LevelPlan, body_of: BodyOf, advance: A
 class _LevelRun:
     """The state of one level: what was issued, what has ended, and whether it has been stopped."""
 
-    def __init__(self, client: Client, plan: LevelPlan, body_of: BodyOf, advance: Advance) -> None:
-        self._client, self._plan, self._body_of, self._advance = client, plan, body_of, advance
+    def __init__(self, client: Client, plan: LevelPlan, prompt_of: PromptOf, advance: Advance) -> None:
+        self._client, self._plan, self._prompt_of, self._advance = client, plan, prompt_of, advance
         self._numbers = itertools.count()
         self._ended: list[Request] = []
         self._in_flight = 0
@@ -97,14 +96,14 @@ class _LevelRun:
                 requests.create_task(self._request(due))
 
     def _more(self) -> bool:
-        """Whether some measured request is still to be sent or to end."""
-        return self._measured_ended < self._plan.measured
+        """Whether some measured request is still to be sent or to end, and nothing has stopped the level."""
+        return self._stopped is None and self._measured_ended < self._plan.measured
 
     async def _request(self, due: float) -> None:
         position = next(self._numbers)
         number = self._plan.first + position
         self._in_flight += 1
-        answer = await self._client.ask(self._body_of(number))
+        answer = await self._client.ask(self._prompt_of(number), self._plan.output_tokens)
         self._in_flight -= 1
         request = Request(number=number, phase=self._plan.phase(position), due=due, answer=answer)
         self._ended.append(request)
@@ -124,7 +123,9 @@ class _LevelRun:
         said = f"{failure.kind}: {failure.message}"
         closed = self._plan.load.kind == "concurrency"
         at_once = int(self._plan.load.value) if closed else _FEWEST_FAILURES
-        if self._silent_in_a_row >= max(_FEWEST_SILENT, at_once):
+        if failure.kind == CRASHED:
+            self.stop(said)
+        elif self._silent_in_a_row >= max(_FEWEST_SILENT, at_once):
             self.stop(f"nobody answered {self._silent_in_a_row} requests in a row; {said}")
         elif not self._succeeded and len(self._ended) >= max(_FEWEST_FAILURES, 2 * at_once * closed):
             self.stop(f"the first {len(self._ended)} requests all failed; {said}")

@@ -1,25 +1,23 @@
-"""The report as Markdown, for a comment on a pull request or a step summary: the verdict first, then what it rests on.
-
-GitHub's flavour: tables, and HTML's `details` for what is long. Text of models and documents is escaped: it can neither end a cell nor
-become a link, an image or a mention.
-"""
+"""The report as Markdown, for a comment on a pull request or a step summary: the verdict first, then what it rests on."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
 from assay_evals.evidence import Check, Evidence
+from assay_evals.report.gfm import bullets as _bullets
+from assay_evals.report.gfm import details as _details
+from assay_evals.report.gfm import escaped as _escaped
+from assay_evals.report.gfm import table as _table
 from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, ending, row_view, slice_views, summary, worth
 from assay_evals.task_findings import Judged
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
 from assay_evals.wording import SAME_ARM
 
 _LONGEST_TEXT = 160
-_STEERING = re.compile(r"([\\`*_{}\[\]()#+!|~@$&])")
 
 
 def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any]) -> str:
@@ -128,24 +126,3 @@ def _facts(verdict: Verdict, evidence: Evidence) -> str:
         "processor": f"{header.environment.get('cpu', 'unknown')}, {header.environment.get('cores', '?')} cores",
     }
     return _table(("what", "which"), list(facts.items()))
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _bullets(sentences: Iterable[str]) -> str:
-    return "\n".join(f"- {_escaped(str(sentence))}" for sentence in sentences)
-
-
-def _details(title: str, content: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>" if content else ""
-
-
-def _escaped(text: str) -> str:
-    """One line in which nothing is markup."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return _STEERING.sub(r"\\\1", printable).replace("<", "&lt;").replace(">", "&gt;")

@@ -27,6 +27,14 @@ class Generated:
 Pick = Callable[[NDArray[np.float32]], int | None]
 
 
+class Turns(Protocol):
+    """A request in flight, computed a token at a time."""
+
+    def step(self) -> int | None:
+        """Compute the next token, the first from the whole prompt; None when the text has ended instead."""
+        ...
+
+
 class Runtime(Protocol):
     """A model loaded for one runtime on this machine.  ends: the tokens that end its text."""
 
@@ -58,6 +66,10 @@ class Runtime(Protocol):
         """
         ...
 
+    def begin(self, prompt: list[int], new_tokens: int, *, stops: bool) -> Turns:
+        """A greedy request that is still to be computed.  stops: at the end of its text."""
+        ...
+
     def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
         """At most `new_tokens` tokens after the prompt, each picked by its scores and fed back alone, as when served."""
         ...
@@ -67,6 +79,8 @@ _RUNTIMES = {
     "onnxruntime-genai": "assay_evals.runtimes.onnxruntime_genai:OnnxRuntimeGenaiRuntime",
     "transformers": "assay_evals.runtimes.transformers_oracle:TransformersRuntime",
 }
+# How requests share a runtime; the others compute one at a time.
+SHARED = {"onnxruntime-genai": "a generator for each request, one token in turn"}
 
 
 def open_runtime(name: str, directory: Path, *, threads: int | None = None) -> Runtime:
@@ -74,14 +88,19 @@ def open_runtime(name: str, directory: Path, *, threads: int | None = None) -> R
 
     threads: how many to compute with, for scoring; as many as it serves with, unless given.
     """
-    if name not in _RUNTIMES:
-        raise NotSupportedError(f"{directory}: there is no runtime {name}; this release has {', '.join(_RUNTIMES)}.")
+    check_runtime(name, directory)
     module, _, attribute = _RUNTIMES[name].partition(":")
     try:
         opener = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise UsageError(f"the runtime {name} is not installed ({error}): pip install 'assay[compile,cpu]'.") from error
     return cast(Runtime, opener(directory, threads))
+
+
+def check_runtime(name: str, directory: Path) -> None:
+    """NotSupportedError when this release cannot load a directory for such a runtime."""
+    if name not in _RUNTIMES:
+        raise NotSupportedError(f"{directory}: there is no runtime {name}; this release has {', '.join(_RUNTIMES)}.")
 
 
 def runtime_version(name: str) -> str:

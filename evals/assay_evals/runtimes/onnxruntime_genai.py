@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 from assay.artifact import refuse_code
 from assay.errors import AssayError, IntegrityError
 from assay.files import read_json
-from assay_evals.runtimes.base import Generated, Pick, check_length, end_tokens, runtime_version
+from assay_evals.runtimes.base import Generated, Pick, Turns, check_length, end_tokens, runtime_version
 
 # The package loads its names from a compiled module at run time: the type checker cannot see them.
 og: Any = onnxruntime_genai
 
 
 class OnnxRuntimeGenaiRuntime:
-    """One loaded model directory (genai_config.json, model.onnx, tokenizer)."""
+    """One loaded model directory (genai_config.json, model.onnx, tokenizer).
+
+    Requests side by side are generators of one model, a token in turn. The package's Engine batches what a graph with contiguous caches has
+    by four that start together, and a fifth waits until the longest of them has ended; its continuous batching needs PagedAttention, of
+    which onnxruntime has no kernel for CPUs.
+    """
 
     def __init__(self, directory: Path, threads: int | None = None) -> None:
         """threads: of a session; onnxruntime-genai takes half of the processors by itself."""
@@ -83,6 +88,11 @@ class OnnxRuntimeGenaiRuntime:
         # The token that ends the text is no part of the sequence.
         return Generated(tuple(tokens), tuple(seconds[: len(tokens)]))
 
+    def begin(self, prompt: list[int], new_tokens: int, *, stops: bool) -> Turns:
+        check_length(len(prompt), new_tokens, self.context_length)
+        length = len(prompt) + new_tokens
+        return _GeneratorTurns(self._generator(length, **({} if stops else {"min_length": length})), prompt)
+
     def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
         check_length(len(prompt), new_tokens, self.context_length)
         generator = self._generator(len(prompt) + new_tokens)
@@ -113,3 +123,22 @@ class OnnxRuntimeGenaiRuntime:
         params = og.GeneratorParams(self._model)
         params.set_search_options(max_length=max_length, do_sample=False, **options)
         return og.Generator(self._model, params)
+
+
+class _GeneratorTurns:
+    """A request in flight: a generator with a cache of its own."""
+
+    def __init__(self, generator: Any, prompt: list[int]) -> None:
+        self._generator, self._prompt = generator, prompt
+        self._length = len(prompt)
+
+    def step(self) -> int | None:
+        if self._prompt:
+            self._generator.append_tokens(np.array([self._prompt], dtype=np.int32))
+            self._prompt = []
+        elif self._generator.is_done():
+            return None
+        self._generator.generate_next_token()
+        length, self._length = self._length, int(self._generator.token_count())
+        # The token that ends the text is no part of the sequence.
+        return int(self._generator.get_next_tokens()[0]) if self._length > length else None

@@ -10,7 +10,7 @@ Where a scheme quantizes activations or the key/value cache, so does the oracle,
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from assay.errors import AssayError
 from assay.models.dequantized import dequantize
-from assay_evals.runtimes.base import Generated, Pick, check_length, end_tokens, runtime_version
+from assay_evals.runtimes.base import Generated, Pick, Turns, check_length, end_tokens, runtime_version
 
 
 class TransformersRuntime:
@@ -72,6 +72,10 @@ class TransformersRuntime:
 
         return self._continue(prompt, new_tokens, greedy, cached)
 
+    def begin(self, prompt: list[int], new_tokens: int, *, stops: bool) -> Turns:
+        check_length(len(prompt), new_tokens, self.context_length)
+        return _OracleTurns(self._next_scores, prompt, self._cache(), self.ends if stops else frozenset())
+
     def generate_picked(self, prompt: list[int], new_tokens: int, pick: Pick) -> Generated:
         return self._continue(prompt, new_tokens, pick, cached=0)
 
@@ -80,18 +84,22 @@ class TransformersRuntime:
         check_length(len(prompt), new_tokens, self.context_length)
         tokens: list[int] = []
         seconds: list[float] = []
-        step, cache = torch.tensor([prompt[cached:]]), self._cache()
+        step, cache = prompt[cached:], self._cache()
         if cached:
             self._leave_in_cache(cache, prompt[:cached])
         started = time.perf_counter()
         for _ in range(new_tokens):
-            token = pick(self._model(step, past_key_values=cache, logits_to_keep=1).logits[0, -1].float().numpy())
+            token = pick(self._next_scores(step, cache))
             if token is None:
                 break
             tokens.append(token)
             seconds.append(time.perf_counter() - started)
-            step = torch.tensor([[token]])
+            step = [token]
         return Generated(tuple(tokens), tuple(seconds))
+
+    @torch.inference_mode()
+    def _next_scores(self, step: list[int], cache: Any) -> NDArray[np.float32]:
+        return self._model(torch.tensor([step]), past_key_values=cache, logits_to_keep=1).logits[0, -1].float().numpy()
 
     def _leave_in_cache(self, cache: Any, prefix: list[int]) -> None:
         """What an earlier request leaves: it went on after the prefix, so that something has to be forgotten."""
@@ -103,6 +111,24 @@ class TransformersRuntime:
         if self._cache_scales:
             return _QuantizedCache(self._model.config, self._cache_scales)
         return DynamicCache(config=self._model.config)
+
+
+class _OracleTurns:
+    """A request in flight.  next_scores: of the token after others, which go into the cache."""
+
+    def __init__(
+        self,
+        next_scores: Callable[[list[int], Any], NDArray[np.float32]],
+        prompt: list[int],
+        cache: Any,
+        ends: frozenset[int],
+    ) -> None:
+        self._next_scores, self._step, self._cache, self._ends = next_scores, prompt, cache, ends
+
+    def step(self) -> int | None:
+        token = int(self._next_scores(self._step, self._cache).argmax())
+        self._step = [token]
+        return None if token in self._ends else token
 
 
 class _QuantizedCache(DynamicCache):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -61,6 +63,8 @@ def test_a_test_that_fails_and_one_that_cannot_be(assay: Assay, endpoint: Endpoi
         (("--requests", "0"), "greater than or equal to 1"),
         (("--prompts", "nowhere.jsonl"), "does not exist"),
         (("--from", __file__), "give one of them"),
+        ((str(Path(__file__).parent),), "give either an artifact directory, or --endpoint"),
+        (("--format", "html"), "'html' is not one of 'table', 'markdown'"),
     ],
 )
 def test_a_wrong_request_is_a_usage_error(assay: Assay, arguments: tuple[str, ...], words: str) -> None:
@@ -93,6 +97,45 @@ def test_an_interrupt_keeps_what_was_measured(endpoint: Endpoint, tmp_path: Path
     (level,) = found["levels"]
     assert level["stopped"] == "interrupted by Ctrl-C" and level["unfinished"] == 2 and len(level["requests"]) >= 10
     assert (found["verdict"], found["exit_code"]) == ("INVALID", 130)
+
+
+def test_a_result_is_shown_as_markdown(assay: Assay, endpoint: Endpoint, tmp_path: Path) -> None:
+    endpoint.models = ("<b>tiny|model</b>",)
+    path, limits = tmp_path / "result.json", ("--slo", "ttft=5", "--min-goodput", "0.9", "--format", "markdown")
+    done = assay("bench", "--endpoint", endpoint.url, "--concurrency", "1,2", *SHORT, *limits, "-o", path)
+    assert done.returncode == 0 and done.stdout.startswith("## ✅ PASS: load test of &lt;b&gt;tiny\\|model&lt;/b&gt;\n")
+    header, _, *rows = (line for line in done.stdout.splitlines() if line.startswith("| "))
+    assert header == "|  | concurrency 1 | concurrency 2 |"
+    assert rows[0] == r"| requests | 8 \(after 1 more\) | 8 \(after 2 more\) |"
+    assert any(row.startswith("| goodput | ") for row in rows)
+    assert any(row.startswith("| time to first token p99 | –, needs 299 requests") for row in rows)
+    again = assay("bench", "--from", path, "--slo", "ttft=0.000001", "--min-goodput", "0.9", "--format", "markdown")
+    assert (
+        again.returncode == 1
+        and "## ❌ FAIL" in again.stdout
+        and "- concurrency 1: 0.0% of the requests" in again.stdout
+    )
+
+
+@pytest.mark.slow
+def test_an_artifact_is_loaded_on_its_own_runtime(
+    assay: Assay, genai_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    artifact, path = tmp_path / "artifact", tmp_path / "result.json"
+    shutil.copytree(genai_model("qwen3"), artifact)
+    (artifact / "manifest.json").write_text('{"version": 1, "name": "tiny", "runtime": "onnxruntime-genai"}')
+    more = ("--body", '{"ignore_eos": true}', "--slo", "ttft=60", "--min-goodput", "0.5", "-o", path)
+    done = assay("bench", artifact, "--concurrency", "1,3", *SHORT, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("tiny", "onnxruntime-genai 0.", "one token in turn", "concurrency 3", "verdict    PASS"):
+        assert words in " ".join(done.stdout.split()) or words in done.stdout
+    found = json.loads(path.read_bytes())
+    assert found["parameters"]["artifact"]["shared"] and found["parameters"]["endpoint"] is None
+    answers = [request["answer"] for level in found["levels"] for request in level["requests"]]
+    assert all((one["output_tokens"], one["failure"]) == (4, None) for one in answers)
+    assert 10 <= statistics.median(one["prompt_tokens"] for one in answers) <= 22
+    chat = assay("bench", artifact, "--api", "chat", "--rate", "5", *SHORT, "--json", "--quiet")
+    assert chat.returncode == 0 and json.loads(chat.stdout)["parameters"]["api"] == "chat", chat.stdout + chat.stderr
 
 
 @pytest.mark.slow

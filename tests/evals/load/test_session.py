@@ -344,7 +344,7 @@ def test_another_file_is_no_result(load_test: LoadTest, tmp_path: Path, change: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"endpoint": None}, "--endpoint is missing"),
+        ({"endpoint": None}, "give either an artifact directory, or --endpoint"),
         ({"endpoint": "localhost:8000"}, "not the base URL of an API"),
         ({"endpoint": "http://"}, "not the base URL"),
         ({"endpoint": "http://[::1"}, "not a URL"),
