@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import RECIPE, write_artifact, write_evidence, write_proof, write_verdict
+from oci_server import MEMORY, MISSING, PROGRAM, OciServer, running_oci_server
 
-from assay.artifact import directory_digest
-from assay.files import readable_json, sha256_bytes, sha256_file
+from assay.files import sha256_file
+from assay.registry import transport
 
-RECIPE = sha256_bytes(b"a recipe")
-BASELINE = sha256_bytes(b"a baseline")
 MODEL_FILES = {
     "model.onnx": b"graph",
     "model.onnx.data": bytes(range(256)) * 16,
@@ -22,62 +22,7 @@ MODEL_FILES = {
     "genai_config.json": b'{"model":{}}',
     "README.md": b"# A model\n",
 }
-EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3, "INVALID": 4}
 MakeRun = Callable[..., Path]
-
-
-def _write_artifact(directory: Path, files: dict[str, bytes], about: dict[str, Any], recipe: str) -> None:
-    manifest = {
-        "version": 1,
-        "name": "small",
-        "target": "onnxruntime-genai",
-        "scheme": "W4A16",
-        "method": "gptq",
-        "architecture": "llama",
-        "source": "hf:org/small",
-    }
-    files = files | {
-        "manifest.json": readable_json(manifest | about),
-        "assay.lock.json": readable_json({"version": 1, "recipe": {"name": "small", "digest": recipe}}),
-    }
-    for name, data in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def write_verdict(run: Path, **changes: Any) -> None:
-    """Write verdict.json for what is in the run now; `changes` replace its keys."""
-    word = changes.get("verdict", "PASS")
-    row = {"metric": "cloze_accuracy", "verdict": word, "reason": "measured"}
-    verdict = {
-        "version": 1,
-        "verdict": word,
-        "exit_code": EXIT_CODES.get(word, 0),
-        "candidate": directory_digest(run / "artifact"),
-        "baseline": BASELINE,
-        "recipe": RECIPE,
-        "evidence": sha256_file(run / "evidence/evidence.json"),
-        "gates": [row],
-        "reported": [],
-        "checks": [{"name": "tokenizer identity", "passed": True, "detail": ""}],
-        "reasons": [f"it is {word}"],
-    }
-    (run / "verdict.json").write_bytes(readable_json(verdict | changes))
-
-
-def write_evidence(run: Path, **changes: Any) -> None:
-    """Write evidence.json for what is in the run now; `changes` replace its keys."""
-    evidence = run / "evidence"
-    header = {
-        "version": 1,
-        "recipe": {"name": "small", "digest": RECIPE, "gate": {}, "evaluate": {}},
-        "candidate": {"bundle_digest": directory_digest(run / "artifact")},
-        "baseline": {"bundle_digest": BASELINE},
-        "checks": [],
-        "files": {name: sha256_file(evidence / name) for name in ("quality.jsonl", "speed.jsonl")},
-    }
-    (evidence / "evidence.json").write_bytes(readable_json(header | changes))
 
 
 @pytest.fixture
@@ -94,13 +39,8 @@ def make_run(tmp_path: Path) -> MakeRun:
         note: str = "",
     ) -> Path:
         run = tmp_path / name
-        _write_artifact(run / "artifact", MODEL_FILES if files is None else files, about or {}, recipe)
-        (run / "evidence").mkdir()
-        (run / "evidence/quality.jsonl").write_text('{"kind":"window"}\n' + note)
-        (run / "evidence/speed.jsonl").write_text('{"block":0}\n')
-        (run / "report.html").write_text("<!doctype html>")
-        write_evidence(run)
-        write_verdict(run, verdict=verdict)
+        write_artifact(run / "artifact", MODEL_FILES if files is None else files, about, recipe)
+        write_proof(run, verdict, note)
         return run
 
     return make
@@ -128,6 +68,21 @@ def assert_sound(registry: Path) -> None:
         manifest = parse_manifest(layout.repository("any").read_manifest(entry.descriptor), "test")
         for blob in (manifest.config, *manifest.layers, *([manifest.subject] if manifest.subject else [])):
             layout.copy_blob(blob, None)
+
+
+@pytest.fixture(scope="session")
+def oci_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciServer]:
+    """Debian's docker-registry, one for all tests: each takes a path of its own."""
+    if PROGRAM is None:
+        pytest.skip(MISSING)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory, running_oci_server(Path(directory)) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried again soon."""
+    monkeypatch.setattr(transport, "BASE_SECONDS", 0.002)
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from fault_proxy import running_fault_proxy
 from hub_server import Hub, running_hub
+from oci_server import MEMORY, MISSING, PROGRAM, running_oci_server
 from s3_server import Store, running_store
 
 from assay.files import sha256_bytes
@@ -60,6 +63,28 @@ def s3_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]
 
 
 @contextmanager
+def oci_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """docker-registry behind a proxy that counts the requests."""
+    if PROGRAM is None:
+        pytest.skip(MISSING)
+    with (
+        TemporaryDirectory(dir=MEMORY) as directory,
+        running_oci_server(Path(directory)) as server,
+        running_fault_proxy(server.host) as proxy,
+    ):
+
+        def before(call: Callable[[], Any] | None) -> None:
+            proxy.plan = (lambda _: call()) if call else (lambda _: None)
+
+        yield Place(
+            f"oci://{proxy.host}/team/models",
+            lambda digest, data: server.blob(digest).write_bytes(data),
+            before,
+            server,
+        )
+
+
+@contextmanager
 def hub_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     with running_hub() as hub:
         hub.token = TOKEN
@@ -100,4 +125,4 @@ def objects_of(store: Store, prefix: str) -> dict[str, bytes]:
     return {key: client.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys}
 
 
-PLACES = {"directory": directory_place, "s3": s3_place, "hf": hub_place}
+PLACES = {"directory": directory_place, "oci": oci_place, "s3": s3_place, "hf": hub_place}

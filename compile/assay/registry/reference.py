@@ -27,7 +27,8 @@ SCHEMES: dict[str, str] = {
     "s3": "s3://BUCKET/PREFIX",
     "hf": "hf://ORG",
 }
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/+")
+# One slash: a Path has lost the other.
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://?")
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,10 @@ def parse_address(text: Path | str) -> Address:
     found = _SCHEME.match(text)
     if not found:
         return Address("", text)
-    scheme, place = found[1], text[found.end() :].strip("/")
+    scheme, place = found[1], text[found.end() :].rstrip("/")
     if scheme not in SCHEMES:
-        # A path that was meant, and a Path that lost a slash, end here, too.
         raise NotSupportedError(f"{text}: no registry has such an address. Allowed: a directory{_allowed()}.")
-    if not place:
+    if not place or place.startswith("/"):
         raise UsageError(f"{text}: names no place. Write {SCHEMES[scheme]}.")
     return Address(scheme, place)
 

@@ -28,13 +28,12 @@ from assay.registry.base import Attachment, Change, Part, Registry, Repository
 from assay.registry.credentials import find_credentials
 from assay.registry.index import Entry, Index, parse_index
 from assay.registry.modelpack import describe_model
-from assay.registry.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, describe, parse_json
+from assay.registry.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_json
 from assay.registry.reference import Address, Reference, check_move, is_name, is_tag, parse_address, some_of
-from assay.registry.transport import Answer, Patience, Transport, repeatable
+from assay.registry.transport import Answer, Patience, Transport, is_loopback, repeatable
 
 STREAMS: Final = 4
 _HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,5})?")
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 # A repository's name, from the distribution-spec.
 _PATH = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*")
 _FALLBACK_TAG = re.compile(r"sha256-[0-9a-f]{64}.*")
@@ -42,7 +41,7 @@ _NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
 # Names that people write → hosts that serve them.
 _SERVED_BY = {"docker.io": "registry-1.docker.io"}
 _PAGE = 1000
-_MAX_PAGES = 1000
+_MAX_PAGES = 100
 _ROUNDS = 10
 
 
@@ -57,7 +56,7 @@ class RemoteRegistry(Registry):
             raise UsageError(f"{address.scheme}:// must be followed by HOST or HOST:PORT.{hint}")
         if path and not _PATH.fullmatch(path):
             raise UsageError(f"{self.location}: {path!r} cannot be a path on a registry; allowed: a-z 0-9 . _ - and /.")
-        encrypted = address.scheme == "oci" and not _LOOPBACK.fullmatch(host)
+        encrypted = address.scheme == "oci" and not is_loopback(urlsplit(f"//{host}").hostname)
         origin = f"{'https' if encrypted else 'http'}://{_SERVED_BY.get(host, host)}"
         self._path = f"{path}/" if path else ""
         self._actions = "pull,push" if writing else "pull"
@@ -180,8 +179,6 @@ class RemoteRepository(Repository):
             patience.wait(*failure)
             if self._has(part.descriptor):  # the answer alone was lost
                 break
-        if not self._has(part.descriptor):
-            raise AssayError(f"{self.where(part.descriptor)}: the server took this blob and does not have it.")
         return True
 
     def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
@@ -226,7 +223,7 @@ class RemoteRepository(Repository):
         data = self._get_manifest(reference, f"{MANIFEST_TYPE}, {INDEX_TYPE}")
         if data is None:
             return None
-        found = describe(data, MANIFEST_TYPE)
+        found = describe_model(data)
         if reference.startswith("sha256:") and found.digest != reference:
             raise IntegrityError(
                 f"{self.location}: sent bytes with the digest {found.digest} as {self.name}@{reference}."
@@ -263,7 +260,7 @@ class RemoteRepository(Repository):
             return None
         failure = self._transport.failure("PUT", target, answer)
         if answer.has_error("DIGEST_INVALID") and _digest_of(part) != descriptor.digest:
-            raise IntegrityError(f"{part.content}: it changed while it was published; publish it again.")
+            raise IntegrityError(f"{part.content}: it must not change while it is published. Publish it again.")
         if repeatable(answer.status) or answer.has_error("DIGEST_INVALID") or answer.status == 404:
             # Damaged on the way, or a session that the server lost.
             return failure, answer.headers.get("retry-after")
@@ -356,6 +353,8 @@ class _BlobStream(io.RawIOBase):
     def start(self, offset: int) -> None:
         """Connect, so that what is not there shows now."""
         self._position = self._kept = offset
+        if offset and offset >= self._size:
+            self._chunks = iter(())  # a server has no answer for a range of nothing
         self._connect()
 
     def readable(self) -> bool:
@@ -370,6 +369,8 @@ class _BlobStream(io.RawIOBase):
             try:
                 chunk = next(self._chunks, b"")
             except httpx2.TransportError as error:
+                if self._position >= self._size:  # all of it came: what else the server promised does not matter
+                    return 0
                 self._break(self._transport.describe(error))
                 continue
             if not chunk and self._position >= self._size:
@@ -413,16 +414,13 @@ class _BlobStream(io.RawIOBase):
             return response.iter_raw()
         if status == 200:
             return _skip(response.iter_raw(), self._position)
-        if status == 416 and self._position >= self._size:
-            return iter(())
+        if status in (404, 416):
+            what = "missing" if status == 404 else f"shorter than the {self._size} bytes promised"
+            raise IntegrityError(f"{self._where}: this blob is {what}. Publish the artifact again.")
         answer = self._transport.read(response)
         if repeatable(status):
             self._break(self._transport.failure("GET", self._url, answer), answer.headers.get("retry-after"))
             return None
-        if status in (404, 416):
-            raise IntegrityError(
-                f"{self._where}: this blob is missing or shorter than promised ({status}). Publish the artifact again."
-            )
         raise AssayError(self._transport.failure("GET", self._url, answer))
 
 
@@ -436,7 +434,9 @@ def list_pages(transport: Transport, url: str, key: str, scope: str) -> list[str
             return found or None
         if answer.status != 200:
             raise AssayError(transport.failure("GET", page, answer))
-        values = parse_json(answer.body, f"{transport.name}: {key}").get(key) or []
+        values = parse_json(answer.body, f"{transport.name}: {key}").get(key)
+        if values is None:  # as some servers write a list with nothing in it
+            values = []
         if not isinstance(values, list) or not all(isinstance(value, str) for value in cast("list[object]", values)):
             raise IntegrityError(f"{transport.name}: {key} is not a list of names.")
         found += cast("list[str]", values)
@@ -471,7 +471,7 @@ def _content_of(part: Part) -> Iterator[bytes]:
         while left:
             chunk = stream.read(min(CHUNK_BYTES, left))
             if not chunk:
-                raise IntegrityError(f"{part.content}: it got shorter while it was published; publish it again.")
+                raise IntegrityError(f"{part.content}: it must not change while it is published. Publish it again.")
             left -= len(chunk)
             yield chunk
 

@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -37,6 +38,7 @@ ANSWER_SECONDS: Final = 600.0
 _REPEATED = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 Body = Callable[[], Iterator[bytes]]
 
@@ -110,6 +112,7 @@ class Transport:
         )
         headers = {"User-Agent": f"assay/{__version__}", "Accept-Encoding": "identity"}
         self._client = httpx2.Client(timeout=self._timeout, headers=headers)
+        weakref.finalize(self, self._client.close)
 
     def send(
         self,
@@ -165,12 +168,13 @@ class Transport:
         return f"{self.name}: {type(error).__name__}{': ' if text else ''}{text}"
 
     def absolute(self, url: str) -> str:
-        """The address that a path or an address leads to; AssayError when it leaves encryption."""
+        """The address that a path or an address leads to; AssayError when that is in the clear, and ours was not."""
         url = urljoin(self.origin, url)
-        scheme = urlsplit(url).scheme
-        if scheme != "https" and (scheme != "http" or self.origin.startswith("https:")):
+        parts, ours = urlsplit(url), urlsplit(self.origin)
+        in_the_clear = ours.scheme == "http" and (is_loopback(parts.hostname) or not is_loopback(ours.hostname))
+        if not parts.hostname or parts.scheme not in (("https", "http") if in_the_clear else ("https",)):
             raise AssayError(
-                f"{self.name}: it sends us on to {scheme or 'no'} address on {urlsplit(url).hostname}; only https is followed."
+                f"{self.name}: it sends us on to {parts.scheme}://{parts.hostname or ''}; only https is followed."
             )
         return url
 
@@ -241,7 +245,10 @@ class Transport:
     def _fetch_token(self, scope: str, challenge: str, credentials: Credentials | None) -> str:
         facts = dict(_CHALLENGE.findall(challenge))
         realm = self.absolute(facts.get("realm", ""))
-        query = {"scope": facts.get("scope") or scope} | {k: facts[k] for k in ("service",) if k in facts}
+        # Servers ask for what this one request needs; asking for all that is to come saves a token.
+        asked = facts.get("scope", "")
+        ours = not asked or asked.rpartition(":")[0] == scope.rpartition(":")[0]
+        query = {"scope": scope if ours else asked} | {key: facts[key] for key in ("service",) if key in facts}
         patience = Patience()
         while True:
             try:
@@ -289,6 +296,11 @@ class Transport:
 def repeatable(status: int) -> bool:
     """Whether asking again may help."""
     return status in _REPEATED
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host is this machine."""
+    return host is not None and _LOOPBACK.fullmatch(host) is not None
 
 
 def _origin(url: str) -> tuple[Any, ...]:
