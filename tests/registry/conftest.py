@@ -12,7 +12,7 @@ import pytest
 from finished_run import RECIPE, write_artifact, write_evidence, write_proof, write_verdict
 from oci_server import MEMORY, MISSING, PROGRAM, OciServer, running_oci_server
 
-from assay.files import sha256_file
+from assay.files import readable_json, sha256_file
 from assay.registry import transport
 
 MODEL_FILES = {
