@@ -353,7 +353,9 @@ def test_what_is_said_about_a_model(run: Path, place: Place) -> None:
 # Pulls that were cut off, and newer versions
 
 
-def test_a_fetch_goes_on_from_what_is_there(repository: Repository, tmp_path: Path) -> None:
+def test_a_fetch_goes_on_from_what_is_there(place: Place, repository: Repository, tmp_path: Path) -> None:
+    if place.address.startswith("hf:"):
+        pytest.skip("stored with the commit that names it")
     repository.put(Part(BLOB, DATA))
     path = tmp_path / "file"
     assert repository.fetch(BLOB, path) == len(DATA)
@@ -450,6 +452,8 @@ def test_what_a_killed_pull_left_is_not_believed(
     "name", ["../escape", "/tmp/escape", "a/../../escape", "MODEL.ONNX", "run.py", "model.onnx/below", "a\\b", ""]
 )
 def test_hostile_names_write_nothing(run: Path, place: Place, tmp_path: Path, name: str) -> None:
+    if place.address.startswith("hf:"):
+        pytest.skip("a manifest there is stored with files of the names in it")
     receipt = publish(run / "artifact", run, place.address, "small")
     repository = create_registry(place.address).repository("small")
     value = json.loads(repository.read_manifest(repository.resolve(parse_reference("small"))))
@@ -465,10 +469,10 @@ def test_hostile_names_write_nothing(run: Path, place: Place, tmp_path: Path, na
     assert pull(place.address, "small:latest", tmp_path / "out").digest == receipt.digest
 
 
-def test_an_address_is_not_enough_for_a_bare_digest_on_a_server(place: Place, run: Path, tmp_path: Path) -> None:
-    receipt = publish(run / "artifact", run, place.address, "small")
-    if "://" in place.address:
-        with pytest.raises(NotSupportedError, match="Write NAME@sha256:"):
+def test_a_digest_without_a_name(place: Place, run: Path, tmp_path: Path) -> None:
+    receipt = publish_run(run, place)
+    if place.address.startswith(("oci:", "hf:")):
+        with pytest.raises(NotSupportedError, match="NAME@sha256:"):
             pull(place.address, receipt.digest, tmp_path / "out")
     else:
         assert pull(place.address, receipt.digest, tmp_path / "out").digest == receipt.digest
