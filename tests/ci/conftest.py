@@ -101,7 +101,7 @@ class Repository:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=300,
         )
 
     def on_github(self, **environment: str) -> subprocess.CompletedProcess[str]:
