@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from oci_server import OciServer
 
 from assay.artifact import directory_digest
 from assay.errors import IntegrityError
@@ -55,3 +57,20 @@ def test_a_registry_stays_ours_after_skopeo_wrote_to_it(run: Path, registry: Pat
     again = publish(run / "artifact", run, registry, "small", ["1.0"])
     assert (again.created, again.evidence_created, again.blobs_written) == (False, False, 0)
     assert pull(registry, "copied:2.0", tmp_path / "out").digest == receipt.digest
+
+
+def test_skopeo_copies_between_servers_and_directories(
+    run: Path, registry: Path, oci_server: OciServer, tmp_path: Path
+) -> None:
+    place = f"{oci_server.host}/skopeo/{os.urandom(6).hex()}"
+    receipt = publish(run / "artifact", run, f"oci://{place}", "small", ["1.0"])
+    down, up = f"docker://{place}/small:1.0", f"docker://{place}/again:1.0"
+    skopeo("copy", "--preserve-digests", "--src-tls-verify=false", down, f"oci:{registry}:small:1.0")
+    assert pull(registry, "small:1.0", tmp_path / "out").digest == receipt.digest
+    skopeo("copy", "--preserve-digests", "--dest-tls-verify=false", f"oci:{registry}:small:1.0", up)
+    pulled = pull(tmp_path, f"oci://{place}/again@{receipt.digest}", tmp_path / "again")
+    assert (pulled.digest, directory_digest(tmp_path / "again")) == (receipt.digest, receipt.bundle_digest)
+    # Publishing the run to the copy adds the evidence, and nothing else.
+    again = publish(run / "artifact", run, f"oci://{place}", "again", ["1.0"])
+    assert (again.created, again.tags_set, again.evidence_created) == (False, (), True)
+    assert verify(f"oci://{place}", "again:1.0").digest == receipt.digest
