@@ -239,6 +239,9 @@ class Output:
         from assay.show_lifecycle import trusted_lines
 
         self._write_lines(trusted_lines(found.trusted))
+        if found.strangers:
+            names = printable(", ".join(found.strangers))
+            sys.stdout.write(f"beside it  {names}: not as published. A pull leaves them out; other loaders may not.\n")
 
     def verified_directory(self, facts: inspection.DirectoryFacts, found: inspection.Verification | None) -> None:
         """found: the artifact of these bytes in a registry; None when only a digest was compared."""

@@ -103,9 +103,12 @@ def test_the_token_is_needed_for_a_private_model(
 
 def test_a_model_card_may_be_edited_on_the_hub(run: Path, hub: Hub, tmp_path: Path) -> None:
     receipt = publish_run(run, "latest", "1.0")
-    edit(hub, {"README.md": b"# Better words\n", "picture.png": b"\x89PNG"})
+    assert verify("hf://team", "small").strangers == ()
+    edit(hub, {"README.md": b"# Better words\n", "picture.png": b"\x89PNG", "tokenizer.json": None})
+    assert verify("hf://team", "small").strangers == ("README.md", "picture.png", "tokenizer.json")
     assert pull("hf://team", "small", tmp_path / "out").bundle_digest == receipt.bundle_digest
     assert (tmp_path / "out/README.md").read_bytes() == b"# A model\n"
+    edit(hub, {"tokenizer.json": b"{}"})
     commits = len(small(hub).commits)
     publish_run(run, "latest", "1.0")
     assert len(small(hub).commits) == commits
@@ -125,8 +128,10 @@ def test_files_of_others_stay_when_a_model_is_replaced(make_run: MakeRun, hub: H
     old, new = make_run("old"), make_run("new", files=NEW)
     publish_run(old)
     edit(hub, {"notes.txt": b"mine"})
-    publish_run(new)
+    publish_run(new, "2.0")
     assert top(files_of(hub, "team/small")) == artifact_files(new) | {"notes.txt": b"mine"}
+    assert verify("hf://team", "small:2.0").strangers == ("notes.txt",)
+    assert verify("hf://team", "small").strangers == ()
 
 
 def test_a_git_tag_that_somebody_moves_changes_nothing(make_run: MakeRun, hub: Hub, tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ RegistryOption = Annotated[
     ),
 ]
 ReferenceArgument = Annotated[
-    str, typer.Argument(metavar="REF", help="NAME:TAG, NAME@sha256:…, or sha256:…; also oci://HOST/PATH/NAME:TAG.")
+    str,
+    typer.Argument(
+        metavar="REF",
+        help="NAME:TAG, NAME@sha256:…, or sha256:…; also with an address in front: oci://HOST/PATH/NAME:TAG.",
+    ),
 ]
 KeyOption = Annotated[
     str | None,

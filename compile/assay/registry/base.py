@@ -141,6 +141,13 @@ class Repository(ABC):
     def where(self, descriptor: Descriptor) -> str:
         """What messages call a blob: its path or its address."""
 
+    @abstractmethod
+    def strangers(self, model: Descriptor) -> tuple[str, ...]:
+        """Files that lie where a model's files lie and are not as it was published: added, changed or removed by others.
+
+        A pull does not see them, and a loader that reads that place itself does.
+        """
+
     @final
     def copy_blob(self, descriptor: Descriptor, sink: BinaryIO | None) -> None:
         """Copy a blob, verifying size and digest on the way; with no sink only verify.  Raises IntegrityError."""

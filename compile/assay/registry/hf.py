@@ -153,6 +153,19 @@ class HubRepository(IndexedRepository):
         commit, path = self._place(descriptor)
         return f"{self.location}/{self.name}/{path}" + (f" (commit {commit[:12]})" if commit else "")
 
+    def strangers(self, model: Descriptor) -> tuple[str, ...]:
+        view = self._refresh()
+        home = view.commit_of(model.digest)
+        if home is None:
+            return ()
+        published = self._hub.files(self._repo, home)
+        # Loaders take main where they are told no revision.
+        found = self._files() if view.current == model.digest else published
+        layers = set(_layer_paths(self.read_manifest(model), model.digest))
+        added = {path for path in found.keys() - layers if not path.startswith(_FOLDER) and path not in _GIT_FILES}
+        changed = {path for path in layers if found.get(path) != published.get(path)}
+        return tuple(sorted(added | changed))
+
     def _place(self, descriptor: Descriptor) -> tuple[str | None, str]:
         """The commit and the path of a blob."""
         if self._view.commit is None:
@@ -314,8 +327,7 @@ class HubRepository(IndexedRepository):
         data = self._hub.read(self._repo, cast("str", view.commit), _blob_path(view.current), MAX_JSON_BYTES)
         if data is None or sha256_bytes(data) != view.current:
             raise IntegrityError(f"{self.location}: the manifest {view.current} of {self._repo} is missing or damaged.")
-        layers = parse_manifest(data, view.current).layers
-        return [path for layer in layers if (path := layer.annotations.get(FILEPATH))]
+        return _layer_paths(data, view.current)
 
     def _is_there(self, path: str, part: Part) -> bool:
         stored = self._files().get(path)
@@ -367,6 +379,11 @@ def _read_checked(part: Part) -> bytes:
         where = part.content if isinstance(part.content, Path) else "the bytes to store"
         raise IntegrityError(f"{where}: it must not change while it is published; publish it again.")
     return content
+
+
+def _layer_paths(manifest: bytes, where: str) -> list[str]:
+    layers = parse_manifest(manifest, where).layers
+    return [path for layer in layers if (path := layer.annotations.get(FILEPATH))]
 
 
 def _blob_path(digest: str) -> str:

@@ -86,7 +86,8 @@ class Artifact:
 class Verification:
     """What was found intact: blobs (each counted once), their bytes, and the evidence manifests with a PASS.
 
-    trusted: what of a policy is met, None when none was given; signatures count by a policy alone.
+    trusted: what of a policy is met, None when none was given; signatures count by a policy alone.  strangers: files that
+    lie beside the model's and are not of it, or were changed there since.
     """
 
     reference: str
@@ -96,6 +97,7 @@ class Verification:
     size_bytes: int
     evidence: tuple[str, ...]
     trusted: tuple[Met, ...] | None
+    strangers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def verify(
         size_bytes=sum(blob.size for blob in unique.values()),
         evidence=tuple(descriptor.digest for descriptor in found),
         trusted=resolved.trusted,
+        strangers=repository.strangers(resolved.descriptor),
     )
 
 

@@ -399,6 +399,9 @@ class LayoutRepository(IndexedRepository):
     def where(self, descriptor: Descriptor) -> str:
         return str(self.layout.blob_path(descriptor))
 
+    def strangers(self, model: Descriptor) -> tuple[str, ...]:
+        return ()
+
     def put(self, part: Part) -> bool:
         if isinstance(part.content, bytes):
             return self.layout.put_bytes(part.content, part.descriptor.media_type)

@@ -164,6 +164,9 @@ class RemoteRepository(Repository):
     def where(self, descriptor: Descriptor) -> str:
         return f"{self.location}/{self.name}@{descriptor.digest}"
 
+    def strangers(self, model: Descriptor) -> tuple[str, ...]:
+        return ()
+
     # Writing
 
     def check_tags(self, digest: str, tags: Sequence[str], *, force: bool = False) -> None:

@@ -474,6 +474,9 @@ class S3Repository(IndexedRepository):
     def where(self, descriptor: Descriptor) -> str:
         return self._registry.blob_address(descriptor)
 
+    def strangers(self, model: Descriptor) -> tuple[str, ...]:
+        return ()
+
     def put(self, part: Part) -> bool:
         return self._registry.put(part)
 
