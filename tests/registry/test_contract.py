@@ -148,7 +148,7 @@ def test_what_is_not_there_is_named(run: Path, place: Place) -> None:
     publish_run(run, place, "1.0")
     with pytest.raises(UsageError, match=r"there is no small:2\.0\. Tags of small: 1\.0"):
         show(place.address, "small:2.0")
-    with pytest.raises(UsageError, match="there is no other:latest"):
+    with pytest.raises(UsageError, match=r"there is no .*other"):
         show(place.address, "other")
     with pytest.raises(UsageError, match="there is no small@sha256:"):
         show(place.address, f"small@sha256:{'0' * 64}")

@@ -94,7 +94,7 @@ def test_the_token_is_needed_for_a_private_model(
 ) -> None:
     publish_run(run)
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
-    with pytest.raises(UsageError, match="there is no small:latest"):
+    with pytest.raises(UsageError, match="no repository team/small on the Hub, or not for this token"):
         pull("hf://team", "small", tmp_path / "out")
     with pytest.raises(AccessDeniedError, match=r"access denied .*HF_TOKEN") as refused:
         publish_run(run)

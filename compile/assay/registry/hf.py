@@ -64,7 +64,7 @@ class _View:
 class HubRegistry(Registry):
     """hf://ORG"""
 
-    def __init__(self, address: Path | str) -> None:
+    def __init__(self, address: Path | str, *, writing: bool = False) -> None:
         org = parse_address(address).place
         self.location = f"hf://{org}"
         if not _ORG.fullmatch(org):
@@ -72,6 +72,7 @@ class HubRegistry(Registry):
                 f"{self.location}: {org!r} is not a user or an organization. Write hf://ORG as a registry, hf://ORG/NAME:TAG for a model."
             )
         self._hub = Hub(org, self.location)
+        self._writing = writing
 
     @classmethod
     def open(cls, address: Path | str) -> HubRegistry:
@@ -81,7 +82,7 @@ class HubRegistry(Registry):
     @classmethod
     def create(cls, address: Path | str) -> HubRegistry:
         """The models of a user or an organization, to write; a repository is made, private, by the first publish to it."""
-        return cls(address)
+        return cls(address, writing=True)
 
     @classmethod
     def check(cls, address: Path | str) -> None:
@@ -95,7 +96,7 @@ class HubRegistry(Registry):
 
     def repository(self, name: str) -> HubRepository:
         """One model repository; it need not exist yet."""
-        return HubRepository(self._hub, name)
+        return HubRepository(self._hub, name, writing=self._writing)
 
     def holding(self, digest: str) -> HubRepository:
         """NotSupportedError: a digest is known within a repository only."""
@@ -109,9 +110,10 @@ class HubRepository(IndexedRepository):
     # The branch of what was published last.
     reserved_tags = frozenset({MAIN})
 
-    def __init__(self, hub: Hub, name: str) -> None:
+    def __init__(self, hub: Hub, name: str, *, writing: bool) -> None:
         super().__init__(hub.location, name)
         self._hub = hub
+        self._writing = writing
         self._repo = f"{hub.org}/{name}"
         self._view = _View()
         self._tree: tuple[str | None, dict[str, Stored]] = (None, {})
@@ -125,7 +127,13 @@ class HubRepository(IndexedRepository):
     # Reading
 
     def read_index(self) -> Index:
-        return self._refresh().index
+        view = self._refresh()
+        if view.commit is None and not self._writing:
+            raise UsageError(
+                f"{self.location}: there is no repository {self._repo} on the Hub, or not for this token. Publish to it first, or "
+                "log in (hf auth login, HF_TOKEN) with an account that may see it."
+            )
+        return view.index
 
     def read_manifest(self, descriptor: Descriptor) -> bytes:
         data = self.read_json_blob(descriptor)
