@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import serving
 
 
 @dataclass
@@ -98,21 +100,18 @@ class Hub:
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     """A Hub without repositories on a free port, stopped at the end."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_port}")
-    server.hub = hub  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+    class Handler(_Handler):
+        pass
+
+    with serving(Handler) as server:
+        Handler.hub = Hub(server.url)
+        yield Handler.hub
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    hub: Hub
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: the requests are kept."""
@@ -143,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         return data
 
     def _answer(self, body: bytes = b"") -> None:
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        hub = self.hub
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         status = hub.status or (hub.before and hub.before(self.command, path))
@@ -299,7 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _send(self, status: int, headers: dict[str, str] | None = None, data: bytes = b"") -> None:
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        hub = self.hub
         path = unquote(urlsplit(self.path).path)
         if hub.after and path.startswith("/api/") and (instead := hub.after(self.command, path)):
             status, headers, data = instead, {}, b""

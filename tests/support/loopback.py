@@ -6,6 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseServer
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=BaseServer)
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -22,7 +26,13 @@ class LoopbackServer(ThreadingHTTPServer):
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[LoopbackServer]:
     """A server on a free port, stopped at the end of the block."""
-    server = LoopbackServer(("127.0.0.1", 0), handler)
+    with running(LoopbackServer(("127.0.0.1", 0), handler)) as server:
+        yield server
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """Serve until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from loopback import running
+
 ACCESS_DENIED = (403, "AccessDenied")
 CLOCK_SKEW = (403, "RequestTimeTooSkewed")
 SLOW_DOWN = (503, "SlowDown")
@@ -84,14 +86,8 @@ def running_store() -> Iterator[Store]:
 
     server = make_server("127.0.0.1", 0, answer, threaded=True)
     store.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with running(server):
         yield store
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def reset_moto() -> None:
