@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
+import yaml
+from foreign_recipes import CONFIG, FP8_CACHE, GPTQ, OLD_AWQ, SMOOTH
 
+from assay.errors import AssayError
+from assay.importing import import_recipe
 from assay.importing.writing import render
 from assay.recipe_file import load_recipe
 from assay.recipe_yaml import parse_document
@@ -109,6 +115,44 @@ def test_what_a_file_says_cannot_leave_a_comment(assay: Assay, file: Path, tmp_p
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "x.yaml").read_text()
     assert text.count("\nname: ") == 1 and "\u202e" not in text and "\u2028" not in text
+
+
+ODD = (None, True, -1, 10**30, "", "re:(", [], {}, [[1]], [{}], {"a": None}, "a\nb: c")
+
+
+def places(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where everything in plain data is."""
+    yield place
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from places(value, (*place, key))
+
+
+def changed(content: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    found = dict(content) if isinstance(content, dict) else list(content)
+    found[place[0]] = changed(content[place[0]], place[1:], value)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "text", [GPTQ, OLD_AWQ, SMOOTH, FP8_CACHE, CONFIG], ids=["gptq", "awq", "smooth", "fp8", "truss"]
+)
+def test_whatever_stands_somewhere_is_read_or_refused(tmp_path: Path, text: str) -> None:
+    content, file = yaml.safe_load(textwrap.dedent(text)), tmp_path / "odd.yaml"
+    endings: list[bool] = []
+    for place in places(content):
+        for value in ODD:
+            file.write_text(json.dumps(changed(content, place, value)))
+            try:
+                import_recipe(file, None, "hf:org/model")
+                endings.append(True)
+            except AssayError as error:
+                assert error.exit_code == 2 and str(error)
+                endings.append(False)
+    assert any(endings) and not all(endings)
 
 
 @pytest.mark.parametrize(

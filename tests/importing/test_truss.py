@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from foreign_recipes import CONFIG
 
 from assay.errors import RecipeError
 
 Import = Callable[..., Any]
-
-CONFIG = textwrap.dedent("""\
-    model_name: Llama 3.1 8B Instruct
-    resources: {accelerator: H100:1, use_gpu: true}
-    secrets: {hf_access_token: null}
-    trt_llm:
-      inference_stack: v1
-      build:
-        base_model: decoder
-        checkpoint_repository:
-          source: HF
-          repo: meta-llama/Llama-3.1-8B-Instruct
-          revision: 0e9e39f249a16976918f6564b8830bc894c89659
-        max_seq_len: 8192
-        tensor_parallel_count: 1
-        quantization_type: fp8_kv
-        quantization_config:
-          calib_size: 512
-          calib_dataset: baseten/quant_calibration_dataset_v1
-          calib_max_seq_length: 1024
-        plugin_configuration: {paged_kv_cache: true, use_paged_context_fmha: true}
-      runtime:
-        kv_cache_free_gpu_mem_fraction: 0.9
-    """)
 
 
 def test_a_whole_config(imported: Import) -> None:

@@ -158,6 +158,8 @@ def _check_fields(reading: Reading, modifier: Modifier) -> None:
 
 def _draft(reading: Reading, main: Modifier, modifiers: list[Modifier], shape: DecoderShape | None) -> Draft:
     groups = dict(_groups(reading, main))
+    if not groups and not reading.problems:
+        reading.refuse(main.location, f"{main.kind} has no targets, so nothing is quantized.")
     reading.give_up()
     remarks: dict[str, str] = {}
     rest: dict[str, Any] = {"method": "gptq" if main.kind == "GPTQModifier" else "rtn"}

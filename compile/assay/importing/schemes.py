@@ -70,7 +70,7 @@ class Format:
     kind: str
     symmetric: bool
     strategy: str
-    group: int | tuple[int, ...] | None = None
+    group: float | tuple[float | None, ...] | None = None
     dynamic: bool | str = False
 
 
@@ -187,12 +187,19 @@ def _format(reading: Reading, arguments: Any, location: Location) -> Format | No
         if key not in _ARGUMENTS:
             reading.unknown((*location, key), _ARGUMENTS)
     group = found.get("group_size")
+    if group is not None:
+        group = reading.number(group, (*location, "group_size"), -1, 1 << 20, whole=True)
     strategy = found.get("strategy") or {None: "tensor", -1: "channel"}.get(group, "group")
     group = group if strategy in ("group", "tensor_group") else None
     if (block := found.get("block_structure")) is not None:
-        group = tuple(block) if isinstance(block, list) else block
+        sides = block if isinstance(block, list) else [block]
+        group = tuple(reading.number(side, (*location, "block_structure"), 1, 1 << 20, whole=True) for side in sides)
     bits = reading.number(found.get("num_bits", 8), (*location, "num_bits"), 1, 16, whole=True)
     kind, dynamic = str(found.get("type", "int")).lower(), found.get("dynamic", False)
+    if not isinstance(dynamic, bool | str):
+        reading.refuse((*location, "dynamic"), f"dynamic is {shown(dynamic)}; allowed: true, false, local.")
+    if found.get("observer") is not None:
+        reading.text(found["observer"], (*location, "observer"))
     if kind == "float" and bits == 4 and strategy == "group" and "uint8" not in str(found.get("scale_dtype", "uint8")):
         reading.refuse(
             (*location, "scale_dtype"), "4-bit floats in groups have scales of torch.uint8 (powers of two) in Assay."
