@@ -84,6 +84,7 @@ def artifact_manifest(job: Job, quantized: QuantizedLayer, realization: Realizat
         "parameters": shape.parameters,
         "bits_per_weight": round(bits / weights, 4),
         "coverage": round(weights / in_layers, 6),
+        **realization.facts,
         "layers": list(realization.layers),
         "fallbacks": [*_notes(job, realization), *quantized.notes, *realization.fallbacks],
     }

@@ -45,6 +45,31 @@ def calibration_tokens(documents: list[Document], tokenizer: Any, sampling: Samp
     return cut[_permutation(windows, sampling)[: sampling.samples].sort().values]
 
 
+def framed_tokens(documents: list[Document], tokenizer: Any, sampling: Sampling) -> Tensor:
+    """The same for an encoder, which reads every text between tokens of its own: int64 [samples, length], these included."""
+    before, after = frame_of(tokenizer)
+    inner = sampling.length - len(before) - len(after)
+    if inner < 1:
+        raise UsageError(
+            f"calibration.length {sampling.length} leaves no room beside the encoder's own tokens; raise it."
+        )
+    windows = calibration_tokens(documents, tokenizer, sampling.model_copy(update={"length": inner}))
+    around = [torch.tensor([ids], dtype=torch.int64).expand(len(windows), -1) for ids in (before, after)]
+    return torch.cat([around[0], windows, around[1]], dim=1)
+
+
+def frame_of(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that an encoder's tokenizer puts before and behind a text."""
+    bare = tokenizer("a", add_special_tokens=False, verbose=False).input_ids
+    framed = tokenizer("a", add_special_tokens=True, verbose=False).input_ids
+    places = [start for start in range(len(framed) - len(bare) + 1) if framed[start : start + len(bare)] == bare]
+    if not places:
+        raise UsageError(
+            "the tokenizer cuts a text differently between its special tokens; such encoders are not supported."
+        )
+    return framed[: places[0]], framed[places[0] + len(bare) :]
+
+
 def _enough(documents: list[Document], sampling: Sampling) -> list[Document]:
     """Of a large text some documents, at random and in their order: several times as much as is drawn from them."""
     wanted = _CHARACTERS_PER_TOKEN * sampling.samples * sampling.length

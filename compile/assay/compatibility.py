@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import get_args
 
 from assay.errors import Problem, RecipeError, UsageError
-from assay.models.architectures import DecoderShape, LinearShape, already_quantized, decoder_shape, quantized_by
+from assay.models.architectures import DecoderShape, LinearShape, already_quantized, quantized_by
+from assay.models.encoders import is_encoder, longest_text, shape_of, task_of
 from assay.models.source import configuration, locate
 from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.recipe import (
     CheckpointTarget,
+    ClassMetric,
+    EncoderSpeedMetric,
     GroupedScheme,
     LmEvalTask,
+    OnnxRuntime,
     OnnxRuntimeGenai,
     Quantize,
     Recipe,
@@ -37,7 +41,7 @@ def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> 
         if located is None:
             return None
         found = configuration(located)
-        shape = decoder_shape(found, recipe.model.source)
+        shape = shape_of(found, recipe.model.source)
     except UsageError as error:
         raise RecipeError([document.problem(("model", "source"), str(error))]) from error
     method = quantized_by(found)
@@ -48,9 +52,48 @@ def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> 
     if recipe.model.dequantize and not method:
         message = "config.json says nothing of quantized weights; remove this line."
         raise RecipeError([document.problem(("model", "dequantize"), message)])
-    if problems := shape_problems(recipe, shape, document):
+    if problems := _kind_problems(recipe, shape, document) or shape_problems(recipe, shape, document):
+        raise RecipeError(problems)
+    if is_encoder(shape) and (problems := _length_problems(recipe, longest_text(shape, found), document)):
         raise RecipeError(problems)
     return shape
+
+
+def _kind_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> list[Problem]:
+    """A decoder for a target that takes encoders, or the other way round; a head that nothing here measures."""
+    name, target = shape.architecture.class_name, recipe.target.format
+    if is_encoder(shape) != isinstance(recipe.target, OnnxRuntime):
+        takes = f"{name} is a decoder, and onnxruntime takes encoders; use onnxruntime-genai."
+        if is_encoder(shape):
+            takes = f"{name} is an encoder, and {target} takes decoders; use onnxruntime."
+        return [document.problem(("target", "format"), takes)]
+    task = task_of(shape) if is_encoder(shape) else ""
+    if task not in ("", "embedding", "classification"):
+        message = (
+            f"{name} is a {task} model; onnxruntime takes bare encoders, for embeddings, and sequence classifiers here."
+        )
+        return [document.problem(("model", "source"), message)]
+    classes = [isinstance(metric, ClassMetric) for metric in recipe.evaluate.quality]
+    if task and any(of_classes != (task == "classification") for of_classes in classes):
+        gives = "classes, not embeddings" if task == "classification" else "embeddings, not classes"
+        return [document.problem(("evaluate", "quality"), f"{name} gives {gives}; measure those.")]
+    return []
+
+
+def _length_problems(recipe: Recipe, longest: int, document: Document) -> list[Problem]:
+    """Texts that are longer than an encoder reads."""
+    message = "{} tokens exceed what the encoder has positions for, {}."
+    lengths = (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length))
+    problems = [
+        document.problem((place, "length"), message.format(length, longest))
+        for place, length in lengths
+        if length > longest
+    ]
+    for index, metric in enumerate(recipe.evaluate.speed):
+        most = max((one.tokens for one in metric.shapes), default=0) if isinstance(metric, EncoderSpeedMetric) else 0
+        if most > longest:
+            problems.append(document.problem(("evaluate", "speed", index, "shapes"), message.format(most, longest)))
+    return problems
 
 
 def _missing_extras(recipe: Recipe, document: Document) -> list[Problem]:
@@ -72,8 +115,8 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     problems += [
         document.problem(
             ("quantize", "overrides", index, "match"),
-            f"the override {recipe.quantize.overrides[index].match!r} matches no module; there are lm_head and, in each layer, "
-            f"{', '.join(shape.patterns)}.",
+            f"the override {recipe.quantize.overrides[index].match!r} matches no module; there are "
+            f"{f'{shape.architecture.head} and, ' if shape.architecture.head else ''}in each layer, {', '.join(shape.patterns)}.",
         )
         for index in assignment.unmatched
     ]
@@ -84,7 +127,7 @@ def shape_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     if isinstance(recipe.target, OnnxRuntimeGenai):
         names = split_product(shape, assignment.schemes, only=_FUSED_BY_ORT)
         problems += _fused_problems("onnxruntime-genai computes", names, document)
-    else:
+    elif not isinstance(recipe.target, OnnxRuntime):
         names = split_product(shape, assignment.schemes)
         problems += _fused_problems("serving engines such as vLLM compute", names, document)
     for place, length in (("calibration", recipe.calibration.length), ("evaluate", recipe.evaluate.length)):

@@ -21,6 +21,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "onnx-ir",
+    "onnxscript",
     "onnxruntime",
     "onnxruntime-genai",
     "safetensors",

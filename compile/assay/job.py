@@ -12,19 +12,26 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from assay.artifact import bundle_digest
-from assay.calibration import calibration_tokens, tokens_digest
+from assay.calibration import calibration_tokens, framed_tokens, tokens_digest
 from assay.errors import AssayError
 from assay.files import canonical_json, sha256_bytes, sha256_file
 from assay.host import code_digest, cores, cpu_facts, package_versions
 from assay.models.checkpoint import Checkpoint
 from assay.models.dequantized import write_dequantized
+from assay.models.encoders import is_encoder, shape_of
 from assay.models.gguf_convert import convert_gguf
+from assay.models.sentence import POOLING_FILE
 from assay.models.source import HUB_PATTERNS, Located, locate
 from assay.recipe import Recipe
 from assay.text import Document, load_documents, texts_digest
 from assay.workspace import Stage, Workspace
 
 LOCK_VERSION = 1
+# What decides a baseline's bytes, by target.
+_BUILDERS = {
+    "": ("transformers", "onnxruntime-genai", "onnx-ir", "torch"),
+    "onnxruntime": ("transformers", "onnxscript", "onnx-ir", "torch"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Job:
             "code": code_digest("assay.targets", "assay.models"),
             "model": self.lock["model"]["digest"],
             "format": self.recipe.target.format,
-            "tools": _some(self.lock["tools"], "transformers", "onnxruntime-genai", "onnx-ir", "torch"),
+            "tools": _some(self.lock["tools"], *_BUILDERS.get(self.recipe.target.format, _BUILDERS[""])),
         }
         return Stage("baseline", facts)
 
@@ -89,10 +96,12 @@ def resolve(recipe: Recipe, base: Path, workspace: Workspace) -> Job:
         raise AssayError(f"model.source {recipe.model.source}: not on this machine.")
     directory = _float_directory(located, workspace)
     source_state = _state(directory)
-    checkpoint = Checkpoint(directory)
+    checkpoint = Checkpoint(directory, shape_of)
     checkpoint.check()
     documents = load_documents(recipe.calibration, "calibration", base)
-    tokens = calibration_tokens(documents, load_tokenizer(directory), recipe.calibration)
+    tokenizer = load_tokenizer(directory)
+    draw = framed_tokens if is_encoder(checkpoint.shape) else calibration_tokens
+    tokens = draw(documents, tokenizer, recipe.calibration)
     lock = {
         "version": LOCK_VERSION,
         "recipe": {"name": recipe.name, "digest": recipe.digest(), "content": recipe.judged_content()},
@@ -147,7 +156,8 @@ def source_stage(located: Located) -> Stage:
 
 def _directory_digest(directory: Path) -> str:
     """Digest of the files that make a model."""
-    return bundle_digest({path.name: sha256_file(path) for path in _model_files(directory)})
+    files = _model_files(directory)
+    return bundle_digest({path.relative_to(directory).as_posix(): sha256_file(path) for path in files})
 
 
 def _state(directory: Path) -> tuple[Any, ...]:
@@ -158,9 +168,10 @@ def _state(directory: Path) -> tuple[Any, ...]:
 
 def _model_files(directory: Path) -> list[Path]:
     """The files that make a model; a README or a log beside them does not count."""
+    pooling = directory / POOLING_FILE
     return sorted(
         path
-        for path in directory.iterdir()
+        for path in (*directory.iterdir(), *([pooling] if pooling.is_file() else []))
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in HUB_PATTERNS)
     )
 

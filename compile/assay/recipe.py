@@ -41,8 +41,8 @@ class Model(Strict):
     source: Annotated[
         str,
         Field(
-            pattern=r"^(hf:[\w.-]+/[\w.-]+|package:[\w.]+/.+\.gguf|(\.{1,2})?/.+)$",
-            description="hf:ORG/NAME, ./directory, ./file.gguf or package:MODULE/FILE.gguf",
+            pattern=r"^(hf:[\w.-]+/[\w.-]+|package:[\w.]+/.+|(\.{1,2})?/.+)$",
+            description="hf:ORG/NAME, ./directory, ./file.gguf, package:MODULE/FILE.gguf or package:MODULE/DIRECTORY",
         ),
     ]
     revision: Annotated[str, Field(min_length=1, description="branch, tag or commit of an hf: source")] | None = None
@@ -192,6 +192,17 @@ class OnnxRuntimeGenai(Strict):
     ] = 4
 
 
+class OnnxRuntime(Strict):
+    """An encoder as one ONNX graph, pooling included, which ONNX Runtime runs."""
+
+    format: Literal["onnxruntime"]
+    device: Literal["cpu"] = "cpu"
+    accuracy_level: Annotated[
+        Literal[0, 1, 4],
+        Field(description="arithmetic of weight-only schemes: 0 as the weights, 1 float32, 4 int8 activations"),
+    ] = 4
+
+
 class CheckpointTarget(Strict):
     """A flat Hugging Face directory, which serving engines load."""
 
@@ -227,7 +238,7 @@ class ModelOptCheckpoint(CheckpointTarget):
 
 
 Target = Annotated[
-    OnnxRuntimeGenai | CompressedTensors | AwqCheckpoint | GptqCheckpoint | ModelOptCheckpoint,
+    OnnxRuntimeGenai | OnnxRuntime | CompressedTensors | AwqCheckpoint | GptqCheckpoint | ModelOptCheckpoint,
     Field(discriminator="format"),
 ]
 
@@ -260,6 +271,56 @@ class GreedyAgreementMetric(Strict):
     prompts: Count = 32
     prompt_tokens: Count = 64
     new_tokens: Count = 32
+
+
+class EmbeddingCosineMetric(Strict):
+    """Cosine of an encoder's embedding of a text and the baseline's, and the smallest ones."""
+
+    metric: Literal["embedding_cosine"]
+    texts: Count = 400
+
+
+class SimilarityRankMetric(Strict):
+    """Rank correlation (Spearman) of the similarities of a text to others, between the two arms."""
+
+    metric: Literal["similarity_rank"]
+    texts: Count = 400
+
+
+class RetrievalAgreementMetric(Strict):
+    """Share of the passages nearest to a query, the first `top` of them, that both arms find, each in an index of its own."""
+
+    metric: Literal["retrieval_agreement"]
+    queries: Count = 300
+    query_tokens: Annotated[
+        int, Field(ge=4, le=512, description="the beginning of a text, taken out of its passage")
+    ] = 16
+    top: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class RetrievalAccuracyMetric(Strict):
+    """Share of queries whose nearest passage is the one that they were taken out of (inverse cloze)."""
+
+    metric: Literal["retrieval_accuracy"]
+    queries: Count = 300
+    query_tokens: Annotated[
+        int, Field(ge=4, le=512, description="the beginning of a text, taken out of its passage")
+    ] = 16
+
+
+class ClassAgreementMetric(Strict):
+    """Share of texts that both arms of a classifier put into the same class."""
+
+    metric: Literal["class_agreement"]
+    texts: Count = 400
+
+
+class ClassAccuracyMetric(Strict):
+    """Share of texts that a classifier puts into the class that their row names."""
+
+    metric: Literal["class_accuracy"]
+    texts: Count = 400
+    label: Annotated[str, Field(min_length=1, description="field of evaluate.text with a class's name or number")]
 
 
 class DecodeMetric(Strict):
@@ -324,6 +385,30 @@ class EnergyMetric(Strict):
     new_tokens: NewTokens = 64
 
 
+class BatchShape(Strict):
+    """What an encoder is given at once: so many texts of so many tokens each."""
+
+    batch: Annotated[int, Field(ge=1, le=4096)]
+    tokens: Annotated[int, Field(ge=2, le=131072)]
+
+
+BatchShapes = Annotated[tuple[BatchShape, ...], Field(min_length=1)]
+
+
+class EncodeLatencyMetric(Strict):
+    """Seconds in which an encoder computes a batch of each shape."""
+
+    metric: Literal["encode_latency"]
+    shapes: BatchShapes = (BatchShape(batch=1, tokens=128),)
+
+
+class EncodeThroughputMetric(Strict):
+    """Texts per second of an encoder at each shape, one batch after the other."""
+
+    metric: Literal["encode_throughput"]
+    shapes: BatchShapes = (BatchShape(batch=8, tokens=128),)
+
+
 class LoadTimeMetric(Strict):
     """Seconds in which a fresh process loads the model."""
 
@@ -342,8 +427,19 @@ class SizeOnDiskMetric(Strict):
     metric: Literal["size_on_disk"]
 
 
+EncoderMetric = (
+    EmbeddingCosineMetric
+    | SimilarityRankMetric
+    | RetrievalAgreementMetric
+    | RetrievalAccuracyMetric
+    | ClassAgreementMetric
+    | ClassAccuracyMetric
+)
+RetrievalMetric = RetrievalAgreementMetric | RetrievalAccuracyMetric
+ClassMetric = ClassAgreementMetric | ClassAccuracyMetric
+EncoderSpeedMetric = EncodeLatencyMetric | EncodeThroughputMetric
 QualityMetric = Annotated[
-    KlDivergenceMetric | Top1AgreementMetric | ClozeAccuracyMetric | GreedyAgreementMetric,
+    KlDivergenceMetric | Top1AgreementMetric | ClozeAccuracyMetric | GreedyAgreementMetric | EncoderMetric,
     Field(discriminator="metric"),
 ]
 SpeedMetric = Annotated[
@@ -355,6 +451,7 @@ SpeedMetric = Annotated[
     | PrefillMetric
     | PrefixReuseMetric
     | EnergyMetric
+    | EncoderSpeedMetric
     | LoadTimeMetric
     | PeakMemoryMetric
     | SizeOnDiskMetric,
@@ -508,7 +605,9 @@ class Evaluate(Strict):
         factor = 2 ** (look - 1)
 
         def more(metric: QualityMetric) -> QualityMetric:
-            counts = {name: getattr(metric, name, 0) * factor for name in ("tokens", "samples", "prompts")}
+            counts = {
+                name: getattr(metric, name, 0) * factor for name in ("tokens", "samples", "prompts", "texts", "queries")
+            }
             return metric.model_copy(update={name: count for name, count in counts.items() if count})
 
         changed: dict[str, Any] = {
@@ -574,6 +673,11 @@ class StructuredGates(Strict):
         return found
 
 
+def _later() -> Any:
+    """A gate that a release added: where it is not asked for nothing is said of it, so that older recipes keep their digest."""
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
 class QualityGates(Strict):
     """What must hold of quality."""
 
@@ -581,6 +685,12 @@ class QualityGates(Strict):
     top1_agreement: MinMean | None = None
     cloze_accuracy: MaxDrop | None = None
     greedy_agreement: MinMean | None = None
+    embedding_cosine: MinMean | None = _later()
+    similarity_rank: MinMean | None = _later()
+    retrieval_agreement: MinMean | None = _later()
+    retrieval_accuracy: MaxDrop | None = _later()
+    class_agreement: MinMean | None = _later()
+    class_accuracy: MaxDrop | None = _later()
 
     def declared(self) -> dict[str, Strict]:
         """Metric name → its criterion, in the order of the schema."""
@@ -616,6 +726,8 @@ class Gate(QualityGates):
     prefill_tokens_per_second: MinSpeedup | None = None
     prefix_reuse: MaxRatio | None = None
     energy_per_output_token: MaxRatio | None = None
+    encode_latency: MaxRatio | None = _later()
+    encode_throughput: MinSpeedup | None = _later()
     load_time: MaxRatio | None = None
     peak_memory: MaxRatio | None = None
     size_on_disk: MaxRatio | None = None

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from assay.errors import Problem, RecipeError, UsageError
 from assay.files import canonical_json
 from assay.recipe import QUALITY_GATES, CheckpointTarget, ExactMatchTask, GroupedScheme, Override, Recipe, Scheme
+from assay.recipe_encoder import encoder_contradictions
 from assay.recipe_errors import explain
 from assay.recipe_speed import speed_contradictions
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
@@ -78,7 +79,7 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
             if name in names[:index]:
                 add(("evaluate", kind, index), f"the metric {name} is there already; remove one of the two.")
     problems += speed_contradictions(recipe.evaluate, document)
-    for location, message in _task_contradictions(recipe):
+    for location, message in (*_task_contradictions(recipe), *encoder_contradictions(recipe)):
         add(location, message)
     chosen: list[tuple[Location, Scheme | Override]] = [(("quantize",), recipe.quantize)]
     chosen += [(("quantize", "overrides", index), override) for index, override in enumerate(recipe.quantize.overrides)]

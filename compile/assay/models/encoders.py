@@ -1,7 +1,6 @@
 """Encoder families as data: the same rows as the decoders', for the same walk. Only their layers' Linears are ever quantized.
 
-Heads (pooler, classifier, masked language model) stay as they are: they are small, and each task has its own. No recipe reaches
-these rows yet: evaluation and targets know decoders only.
+Heads (pooler, classifier, masked language model) stay as they are: they are small, and each task has its own.
 """
 
 from __future__ import annotations
@@ -10,9 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from assay.models.architectures import Architecture, DecoderShape, model_shape
+from assay.models.architectures import ARCHITECTURES, Architecture, DecoderShape, model_shape
 
 _TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+_TASK_WORDS = {
+    "ForMaskedLM": "masked language model",
+    "ForSequenceClassification": "classification",
+    "ForTokenClassification": "token classification",
+}
+_AFTER_PADDING = ("roberta", "xlm-roberta")
 
 
 def _with_tasks(row: Architecture, body: str) -> list[Architecture]:
@@ -98,3 +103,26 @@ ENCODERS: Mapping[str, Architecture] = {
 def encoder_shape(config: Mapping[str, Any], place: str) -> DecoderShape:
     """Every Linear of an encoder's layers with its shape, from config.json's numbers; NotSupportedError where they make none."""
     return model_shape(config, place, ENCODERS)
+
+
+def shape_of(config: Mapping[str, Any], place: str) -> DecoderShape:
+    """The shape of a decoder or an encoder, whichever config.json describes; NotSupportedError for anything else."""
+    return model_shape(config, place, {**ARCHITECTURES, **ENCODERS})
+
+
+def is_encoder(shape: DecoderShape) -> bool:
+    """Whether a model reads whole texts at once, to embed or to classify them."""
+    return shape.architecture.class_name in ENCODERS
+
+
+def task_of(shape: DecoderShape) -> str:
+    """What an encoder's outputs are for: the end of its class's name, `embedding` for the bare model."""
+    name = shape.architecture.class_name
+    return next((_TASK_WORDS[task] for task in _TASKS if name.endswith(task)), "embedding")
+
+
+def longest_text(shape: DecoderShape, config: Mapping[str, Any]) -> int:
+    """Tokens that an encoder has positions for; RoBERTa's begin after that of padding."""
+    padding = config.get("pad_token_id")
+    taken = int(padding) + 1 if shape.architecture.model_type in _AFTER_PADDING and isinstance(padding, int) else 0
+    return shape.context_length - taken

@@ -18,8 +18,8 @@ from assay.recipe import Model
 
 # safetensors and text only: nothing that would have to be unpickled or run.
 HUB_PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "merges.txt")
-# Other forms of the same weights: folders (onnx/, original/), and Mistral's own layout.
-HUB_EXCLUDED = ("*/*", "consolidated*")
+# Other forms of the same weights: folders (onnx/, original/) but for 1_Pooling, and Mistral's own layout.
+HUB_EXCLUDED = ("[!1]*/*", "1[!_]*/*", "1_[!P]*/*", "consolidated*")
 _GGUF_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -115,8 +115,10 @@ def _package_file(rest: str) -> Path:
             "(the extra `demo` brings the demo's model)."
         )
     path = Path(next(iter(spec.submodule_search_locations)), *inner, file).resolve()
-    if not path.is_file():
-        raise UsageError(f"model.source package:{rest}: {module} is installed but has no file {file}.")
+    if not path.is_file() and not (path / "config.json").is_file():
+        raise UsageError(
+            f"model.source package:{rest}: {module} is installed but has no file or model directory {file}."
+        )
     return path
 
 

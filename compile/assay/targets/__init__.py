@@ -75,6 +75,13 @@ TARGETS = {
         no_kv_cache="keeps its key/value cache in floats",
         families=("llama", "mistral", "qwen2", "qwen3"),
     ),
+    "onnxruntime": TargetRow(
+        "assay.targets.onnxruntime",
+        "onnxruntime",
+        "float32",
+        (*get_args(GroupedScheme), "W8A8", "W8A8_STATIC"),
+        no_kv_cache="runs encoders, which have no key/value cache",
+    ),
     "compressed-tensors": TargetRow(
         "assay.targets.compressed_tensors",
         "transformers",

@@ -3,9 +3,6 @@
 Its own model builder, run as a subprocess, makes a float32 graph: that is the baseline. The candidate is the same graph with
 every quantized MatMul replaced by a MatMulNBits that holds our numbers. Each replaced weight is first compared with the source
 checkpoint, so a builder that renames, fuses or transforms weights is noticed and not trusted.
-
-Source: MatMulNBits in ONNX Runtime's contrib operators: B uint8 [N, K / block, block · bits / 8], low bits first; scales [N, K / block];
-zero points packed along K / block; weight (code − zero point) · scale, absent zero point 2^(bits − 1).
 """
 
 from __future__ import annotations
@@ -17,22 +14,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import Tensor
 
 from assay.child import run_module
 from assay.errors import AssayError, NotSupportedError
 from assay.models.architectures import DecoderShape
 from assay.models.checkpoint import TOKENIZER_FILES, Checkpoint
-from assay.quantize.packing import pack, unpack
-from assay.quantize.schemes import WeightScheme, assign_schemes
+from assay.quantize.schemes import assign_schemes
 from assay.quantize.store import QuantizedLayer
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import OnnxRuntimeGenai, Recipe
 from assay.requirements import built_with
+from assay.targets.onnx_graph import constant, initializer, matmul_nbits, put_in_place, replace_tensor, stored_nbits
 from assay.targets.realized import Realization, StoredLinear, verify
 
 MODEL = "model.onnx"
@@ -40,7 +35,6 @@ DATA = "model.onnx.data"
 CONFIG = "genai_config.json"
 _BUILDER = "onnxruntime-genai's model builder"
 _BUILD_SECONDS = 3600
-_BLOCKS = (256, 128, 64, 32, 16)
 _WEIGHT = re.compile(
     r"^(?:model\.layers\.(?P<layer>\d+)\.(?P<block>attn|mlp)\.(?P<linear>\w+)|(?P<head>lm_head))\.MatMul\.weight$"
 )
@@ -71,9 +65,10 @@ def build_candidate(
             continue
         _check_source(node, names, checkpoint)
         _check_fused(names, chosen)
-        _replace(model.graph, node, chosen, level)
+        product = matmul_nbits(model.graph, node, _base_name(node), chosen, level)
+        put_in_place(model.graph, node, node.inputs[1], product)
     for name, value in quantized.tensors.items():
-        _replace_tensor(model.graph, name, value, checkpoint)
+        replace_tensor(model.graph, name, value, checkpoint, "onnxruntime-genai's builder")
     _keep_embedding(model.graph, checkpoint)
     destination.mkdir(parents=True, exist_ok=True)
     ir.save(model, destination / MODEL, external_data=DATA)
@@ -92,15 +87,7 @@ def read_back(directory: Path, shape: DecoderShape) -> dict[str, StoredLinear]:
     for node in model.graph:
         if node.op_type != "MatMulNBits":
             continue
-        bits, block = node.attributes["bits"].as_int(), node.attributes["block_size"].as_int()
-        rows, columns = node.attributes["N"].as_int(), node.attributes["K"].as_int()
-        codes = unpack(torch.from_numpy(_constant(node.inputs[1])).view(rows, -1), bits, columns)
-        scales = torch.from_numpy(_constant(node.inputs[2])).view(rows, columns // block)
-        zero_points = None
-        if len(node.inputs) > 3 and node.inputs[3] is not None:
-            zero_points = unpack(torch.from_numpy(_constant(node.inputs[3])).view(rows, -1), bits, columns // block)
-        scheme = WeightScheme("", bits, zero_points is None, block)
-        weight = QuantizedWeight(scheme, codes, scales, zero_points).dequantize()
+        bits, weight = stored_nbits(node)
         start = 0
         for name in modules_of(f"{_base_name(node)}.weight"):
             stop = start + out_features[name]
@@ -128,16 +115,10 @@ def _weight_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, tuple[str, ...]]]:
             yield node, names
 
 
-def _constant(value: ir.Value | None) -> np.ndarray:
-    if value is None or value.const_value is None:
-        raise AssayError("a MatMulNBits in the compiled graph has no constant weight.")
-    return np.array(value.const_value.numpy())
-
-
 def _check_source(node: ir.Node, names: tuple[str, ...], checkpoint: Checkpoint) -> None:
     """The builder's float weight must be the checkpoint's, or our numbers would stand for something else."""
     source = torch.cat([checkpoint.weight(name) for name in names])
-    if not np.array_equal(_constant(node.inputs[1]), source.T.numpy()):
+    if not np.array_equal(constant(node.inputs[1]), source.T.numpy()):
         raise AssayError(
             f"onnxruntime-genai's builder changed the weights of {', '.join(names)}: its graph does not hold the checkpoint's "
             "numbers, so ours cannot be put in their place. Please report the versions of onnxruntime-genai and transformers."
@@ -150,49 +131,6 @@ def _check_fused(names: tuple[str, ...], chosen: list[QuantizedWeight]) -> None:
             f"onnxruntime-genai computes {', '.join(names)} as one product: they need the same scheme and group size. "
             "Let one override match all of them."
         )
-
-
-def _replace(graph: ir.Graph, node: ir.Node, weights: list[QuantizedWeight], accuracy_level: int) -> None:
-    """Put a MatMulNBits with these weights, stacked, where a MatMul was."""
-    scheme = weights[0].scheme
-    codes = torch.cat([weight.codes for weight in weights])
-    rows, columns = codes.shape
-    block = scheme.group_size or _largest_block(columns)
-    blocks = columns // block
-    base = _base_name(node)
-    inputs = [
-        node.inputs[0],
-        _initializer(graph, f"{base}.weight_Q{scheme.bits}", pack(codes, scheme.bits).reshape(rows, blocks, -1)),
-        _initializer(
-            graph, f"{base}.weight_scales", _per_block(torch.cat([weight.scales for weight in weights]), blocks)
-        ),
-    ]
-    if not scheme.symmetric:
-        points = torch.cat([weight.zero_points for weight in weights if weight.zero_points is not None])
-        inputs.append(_initializer(graph, f"{base}.weight_zero_points", pack(_per_block(points, blocks), scheme.bits)))
-    attributes = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": block, "accuracy_level": accuracy_level}
-    quantized = ir.node(
-        "MatMulNBits", inputs, attributes, domain="com.microsoft", name=f"{node.name}Nbits", num_outputs=1
-    )
-    output, replaced = quantized.outputs[0], node.outputs[0]
-    output.name, output.shape, output.type = replaced.name, replaced.shape, replaced.type
-    graph.insert_before(node, quantized)
-    ir.convenience.replace_all_uses_with(replaced, output, replace_graph_outputs=True)
-    old = node.inputs[1]
-    graph.remove(node, safe=True)
-    if old is not None and not old.uses():
-        del graph.initializers[old.name or ""]
-
-
-def _replace_tensor(graph: ir.Graph, name: str, value: Tensor, checkpoint: Checkpoint) -> None:
-    """Put a tensor that a transform changed (a norm's weight) in the place of the checkpoint's, which has to be found there."""
-    held = graph.initializers.get(name)
-    if held is None or not np.array_equal(_constant(held).ravel(), checkpoint.stored(name).float().numpy().ravel()):
-        raise NotSupportedError(
-            f"onnxruntime-genai's builder keeps {name} in another form, so what the transform made of it cannot be put in its place. "
-            "Use transform: none, or compile for compressed-tensors."
-        )
-    held.const_value = ir.tensor(value.float().numpy().reshape(_constant(held).shape), name=name)
 
 
 def _keep_embedding(graph: ir.Graph, checkpoint: Checkpoint) -> None:
@@ -213,7 +151,7 @@ def _keep_embedding(graph: ir.Graph, checkpoint: Checkpoint) -> None:
         return
     output, shape = gather.outputs[0], gather.outputs[0].shape
     exact = ir.node(
-        "Gather", [_initializer(graph, f"{_EMBEDDING}_exact", embedding), gather.inputs[1]], name=f"{gather.name}Exact"
+        "Gather", [initializer(graph, f"{_EMBEDDING}_exact", embedding), gather.inputs[1]], name=f"{gather.name}Exact"
     )
     cast = ir.node("Cast", [exact.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{gather.name}Cast")
     cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = output.name, shape, output.type
@@ -224,30 +162,6 @@ def _keep_embedding(graph: ir.Graph, checkpoint: Checkpoint) -> None:
         graph.remove(transpose, safe=True)
     unused = head if head is not None else table
     del graph.initializers[unused.name or ""]
-
-
-def _initializer(graph: ir.Graph, name: str, values: Tensor) -> ir.Value:
-    values = values.contiguous()
-    exact = values.dtype == torch.bfloat16
-    array = values.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) if exact else values.numpy()
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(tuple(values.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def _per_block(values: Tensor, blocks: int) -> Tensor:
-    """[rows, groups] → [rows, blocks]: a per-channel value serves every block of its row."""
-    return values if values.shape[1] == blocks else values.repeat_interleave(blocks // values.shape[1], dim=1)
-
-
-def _largest_block(columns: int) -> int:
-    for block in _BLOCKS:
-        if columns % block == 0:
-            return block
-    raise NotSupportedError(f"MatMulNBits needs an input size that 16 divides, not {columns}.")
 
 
 def _base_name(node: ir.Node) -> str:

@@ -27,12 +27,13 @@ class StoredLinear:
 class Realization:
     """layers: one row per Linear for the manifest.  fallbacks: sentences on everything that is not as asked.
 
-    requires: what a machine must have to run these bytes (assay.requirements).
+    requires: what a machine must have to run these bytes (assay.requirements).  facts: what else a target has the manifest say.
     """
 
     layers: tuple[dict[str, Any], ...]
     fallbacks: tuple[str, ...]
     requires: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def verify(
