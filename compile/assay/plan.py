@@ -26,9 +26,13 @@ from assay.recipe import ExactMatchTask, GreedyAgreementMetric, PrefixReuseMetri
 from assay.recipe_yaml import Document
 from assay.targets import TARGETS
 from assay.workspace import Workspace
+from assay_evals.encoder_findings import of_encoder
+from assay_evals.encoders.compared import shapes_of
+from assay_evals.encoders.texts import queries_wanted, texts_wanted
 from assay_evals.evaluate import check_evaluation, measure_stages
 from assay_evals.planning import Reach, plan_gates
 from assay_evals.speed.measure import lengths_of
+from assay_evals.speed.worker import REPETITIONS
 from assay_evals.tasks.measure import read_tasks
 
 # Share of the matrix speed that each kind of work reaches, fitted on two cores.
@@ -141,6 +145,9 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str,
     answered = 2 * sum(items.values()) * _TOKENS_PER_ITEM * 2 * weights / (speed * _SCORING_EFFICIENCY)
     generated = sum(items[one.name] * one.new_tokens for one in evaluation.tasks if isinstance(one, ExactMatchTask))
     answered += 2 * generated * float_bytes / _DECODE_BYTES_PER_SECOND
+    # Both arms read each text, and what a query is taken out of, once.
+    texts = texts_wanted(evaluation) + queries_wanted(evaluation)[0]
+    scoring += 2 * texts * evaluation.length * 2 * weights / (speed * _SCORING_EFFICIENCY)
     timed = any(metric.metric != "size_on_disk" for metric in evaluation.speed)
     # Each request is warmed up with another prompt of its length; one that finds its prefix in the cache is computed twice more.
     reused = {one.prompt_tokens for one in evaluation.speed if isinstance(one, PrefixReuseMetric)}
@@ -149,6 +156,9 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str,
         + new * float_bytes / _DECODE_BYTES_PER_SECOND
         for length, new in lengths_of(evaluation).items()
     )
+    if of_encoder(evaluation):
+        encoded = sum(shape.batch * shape.tokens for shape in shapes_of(evaluation)) * (1 + REPETITIONS)
+        request = encoded * 2 * weights / (speed * _SCORING_EFFICIENCY)
     return {
         "source": 5 + float_bytes / 2e8,
         "quantize": quantize,

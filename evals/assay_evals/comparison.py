@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from assay.errors import UsageError
+from assay_evals.encoder_findings import declared_top, rank_correlation, shared
 from assay_evals.evidence import Evidence, Window
 from assay_evals.findings import bounded_exp
 from assay_evals.statistics import (
@@ -28,8 +29,8 @@ from assay_evals.wording import SAME_ARM, TASK, words
 
 ERROR = 0.10
 # What a candidate is chosen for and by: the first that all runs have.
-_GAINS = ("decode_tokens_per_second", "size_on_disk")
-_QUALITIES = ("kl_divergence", "cloze_accuracy", "top1_agreement")
+_GAINS = ("decode_tokens_per_second", "encode_throughput", "size_on_disk")
+_QUALITIES = ("kl_divergence", "cloze_accuracy", "top1_agreement", "embedding_cosine", "class_agreement")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def _same_samples(first: Evidence, other: Evidence) -> bool:
         windows = [(window.document, window.window, window.tokens) for window in evidence.windows]
         questions = [(cloze.document, cloze.window, cloze.position, cloze.word) for cloze in evidence.clozes]
         prompts = [(row.document, row.window, row.prompt_tokens, row.new_tokens) for row in evidence.continuations]
-        return (evidence.header.text.digest, windows, questions, prompts)
+        encoded = [(row.kind, row.document, row.window, row.tokens) for row in evidence.encoded]
+        return (evidence.header.text.digest, windows, questions, prompts, encoded)
 
     return samples(first) == samples(other)
 
@@ -225,12 +227,56 @@ def _by_item(changes: Sequence[float], labels: Sequence[str], confidence: float)
     return clustered_mean(groups).mean, cautious_interval(groups, confidence)
 
 
+def _cosine(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.embeddings, other.embeddings, strict=True)
+    changes = [(after.cosine or 0.0) - (before.cosine or 0.0) for before, after in pairs]
+    return _by_item(changes, [row.document for row in first.embeddings], confidence)
+
+
+def _rank(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.embeddings, other.embeddings, strict=True)
+    changes = [rank_correlation(after) - rank_correlation(before) for before, after in pairs]
+    return _by_item(changes, [row.document for row in first.embeddings], confidence)
+
+
+def _retrieval(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.retrievals, other.retrievals, strict=True)
+    top = min(declared_top(first), declared_top(other))
+    changes = [shared(after, top) - shared(before, top) for before, after in pairs]
+    return _by_item(changes, [row.document for row in first.retrievals], confidence)
+
+
+def _own_passage(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.retrievals, other.retrievals, strict=True)
+    changes = [int(after.candidate[0] == after.own) - int(before.candidate[0] == before.own) for before, after in pairs]
+    return _by_item(changes, [row.document for row in first.retrievals], confidence)
+
+
+def _class(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.classes, other.classes, strict=True)
+    alike = [[int(one.baseline.name == one.candidate.name) for one in pair] for pair in pairs]
+    changes = [after - before for before, after in alike]
+    return _by_item(changes, [row.document for row in first.classes], confidence)
+
+
+def _right_class(first: Evidence, other: Evidence, confidence: float) -> tuple[float, Interval]:
+    pairs = zip(first.classes, other.classes, strict=True)
+    right = [[int(one.candidate.name == one.label) for one in pair] for pair in pairs]
+    return _by_item([after - before for before, after in right], [row.document for row in first.classes], confidence)
+
+
 _PAIRED: dict[str, Callable[[Evidence, Evidence, float], tuple[float, Interval]]] = {
     "kl_divergence": _divergence,
     "top1_agreement": _agreement,
     "perplexity": _perplexity,
     "cloze_accuracy": _cloze,
     "greedy_agreement": _continuations,
+    "embedding_cosine": _cosine,
+    "similarity_rank": _rank,
+    "retrieval_agreement": _retrieval,
+    "retrieval_accuracy": _own_passage,
+    "class_agreement": _class,
+    "class_accuracy": _right_class,
 }
 
 

@@ -23,8 +23,11 @@ from assay.targets import TARGETS
 from assay.text import Document, texts_digest
 from assay.workspace import Stage, Workspace
 from assay_evals.cost_findings import ENERGY
+from assay_evals.encoder_findings import of_encoder
+from assay_evals.encoders.compared import check_encoder, encoder_requests, measure_encoder
 from assay_evals.evidence import (
     Arm,
+    Check,
     Evidence,
     Header,
     QualityRow,
@@ -41,7 +44,7 @@ from assay_evals.planning import plan_gates
 from assay_evals.quality.checks import decode_path, disjoint_texts, same_template, same_tokenizer
 from assay_evals.quality.measure import measure_continuations, measure_quality
 from assay_evals.quality.passages import select_passages, select_prompts
-from assay_evals.runtimes.base import Runtime, end_tokens, open_runtime, runtime_version
+from assay_evals.runtimes.base import Runtime, end_tokens, open_encoder, open_runtime, runtime_version
 from assay_evals.speed.energy import find_counters
 from assay_evals.speed.measure import Arm as ArmName
 from assay_evals.speed.measure import measure_speed, requests_of
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from assay_evals.structured.items import Item as StructuredItem
 
 _ROWS = "rows"
-_QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.runtimes")
+_QUALITY_CODE = ("assay_evals.evaluate", "assay_evals.quality", "assay_evals.encoders", "assay_evals.runtimes")
 _STRUCTURED_CODE = ("assay_evals.evaluate", "assay_evals.structured", "assay_evals.runtimes")
 _TASKS_CODE = ("assay_evals.evaluate", "assay_evals.tasks", "assay_evals.runtimes")
 _SPEED_CODE = ("assay_evals.evaluate", "assay_evals.speed", "assay_evals.runtimes")
@@ -93,6 +96,9 @@ def check_evaluation(job: Job) -> None:
     tasks = read_tasks(job.recipe.evaluate, job.base)
     _check_reach(job.recipe, tasks)
     documents, tokenizer = evaluation_documents(job), load_tokenizer(job.checkpoint.directory)
+    if of_encoder(job.recipe.evaluate):
+        check_encoder(job, documents, tokenizer)
+        return
     last = job.recipe.evaluate.at(job.recipe.evaluate.looks)
     passages = select_passages(documents, tokenizer, last)
     select_prompts(passages, last)
@@ -304,6 +310,11 @@ class _Comparison:
     def _measure_quality(
         self, progress: Progress, look: int, earlier: Evidence | None
     ) -> tuple[Header, list[QualityRow]]:
+        if of_encoder(self.job.recipe.evaluate):
+            # A later look has more passages to find, so nothing of an earlier one stands.
+            encoders = [open_encoder(self.runtime, place, threads=cores()) for place in (self.baseline, self.candidate)]
+            found = measure_encoder(self.job, (encoders[0], encoders[1]), self.documents, look, progress)
+            return self._measured(found[0], {row.document for row in found[1]}), [*found[1]]
         tokenizer = load_tokenizer(self.job.checkpoint.directory)
         asked = self.job.recipe.evaluate.at(look)
         passages = select_passages(self.documents, tokenizer, asked)
@@ -327,10 +338,12 @@ class _Comparison:
         # More samples are the same ones and further ones, in the same order.
         prompts = select_prompts(passages, asked)[len(earlier.continuations) if earlier else 0 :]
         rows += measure_continuations(baseline, candidate, prompts, progress)
-        measured = {passage.document for passage in passages}
+        return self._measured(checks, {passage.document for passage in passages}), rows
+
+    def _measured(self, checks: tuple[Check, ...], measured: set[str]) -> Header:
+        """The header with the evaluator's checks, and the slices of the documents that were measured."""
         tags = {one.name: one.tag for one in self.documents if one.tag is not None and one.name in measured}
-        text = dataclasses.replace(self.header.text, tags=tags)
-        return dataclasses.replace(self.header, checks=checks, text=text), rows
+        return dataclasses.replace(self.header, checks=checks, text=dataclasses.replace(self.header.text, tags=tags))
 
     def _measure_structured(self, progress: Progress, settings: Structured, known: int) -> Iterator[StructuredRow]:
         """known: how many of the items were measured before."""
@@ -357,6 +370,8 @@ class _Comparison:
 
 
 def _requests(job: Job, documents: list[Document], tokenizer: Any) -> list[dict[str, Any]]:
+    if of_encoder(job.recipe.evaluate):
+        return encoder_requests(job.recipe.evaluate, documents, tokenizer)
     stream = (token for document in documents for token in encode(document, tokenizer))
     return requests_of(job.recipe.evaluate, stream)
 

@@ -2,7 +2,8 @@
 
     evidence/
       evidence.json    what was compared, on which text and machine, by which recipe; digests of the two files below
-      quality.jsonl    one JSON object a line: a window of text, a cloze question, a continuation, a structured output or an item of a task
+      quality.jsonl    one JSON object a line: a window of text, a cloze question, a continuation, a structured output, an item of a task
+                       or what an encoder made of a text
       speed.jsonl      one JSON object a line: a fresh process
 
 A measurement that is not a finite number is kept as null, here None: it never passes for a number, and the gate makes
@@ -320,6 +321,71 @@ TaskRow = ChoiceItem | AnswerItem | ScoredItem
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderItem:
+    """A text that both arms of an encoder read, or a part of one.  text: its beginning."""
+
+    __pydantic_config__ = _STRICT
+    document: str
+    window: int
+    tokens: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded(EncoderItem):
+    """cosine: of the two arms' embeddings.  baseline, candidate: each arm's similarities to the same other texts."""
+
+    kind: Literal["embedding"] = "embedding"
+    cosine: Measured
+    baseline: tuple[Measured, ...]
+    candidate: tuple[Measured, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.baseline) == len(self.candidate):
+            raise ValueError("both arms compare a text with the same other texts, two or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieved(EncoderItem):
+    """A query, taken out of the passage `own`: the names of the passages nearest to it by each arm's own index, of so many."""
+
+    kind: Literal["retrieval"] = "retrieval"
+    own: str
+    passages: int
+    baseline: tuple[str, ...]
+    candidate: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.baseline) == len(self.candidate) <= self.passages:
+            raise ValueError("both arms name as many passages, one or more, and no more than there are")
+        if len(set(self.baseline)) < len(self.baseline) or len(set(self.candidate)) < len(self.candidate):
+            raise ValueError("no passage is found twice for a query")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassGiven:
+    """The class that an arm puts a text into, and its probability."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    share: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified(EncoderItem):
+    """A text put into one of so many classes.  label: the right one, where it is known."""
+
+    kind: Literal["class"] = "class"
+    classes: int
+    label: str | None
+    baseline: ClassGiven
+    candidate: ClassGiven
+
+
+EncoderRow = Embedded | Retrieved | Classified
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One request: seconds from the request to each new token.
 
@@ -345,6 +411,20 @@ class PrefixHit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """An encoder's work on one batch of so many texts of so many tokens: the seconds that each repetition took."""
+
+    __pydantic_config__ = _STRICT
+    batch: int
+    tokens: int
+    seconds: tuple[Measured, ...]
+
+
+def _nothing(value: tuple[Any, ...]) -> bool:
+    return not value
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedRun:
     """One fresh process: a block is four of them, in the order ABBA or BAAB (A = baseline, B = candidate)."""
 
@@ -356,6 +436,7 @@ class SpeedRun:
     peak_memory_bytes: int
     generations: tuple[Generation, ...]
     prefix_hits: tuple[PrefixHit, ...] = ()
+    encodings: Annotated[tuple[Encoding, ...], Field(exclude_if=_nothing)] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,15 +451,28 @@ class Evidence:
     continuations: tuple[Continuation, ...] = ()
     structured: tuple[StructuredRow, ...] = ()
     tasks: tuple[TaskRow, ...] = ()
+    encoded: tuple[EncoderRow, ...] = ()
+
+    @property
+    def embeddings(self) -> tuple[Embedded, ...]:
+        return tuple(row for row in self.encoded if isinstance(row, Embedded))
+
+    @property
+    def retrievals(self) -> tuple[Retrieved, ...]:
+        return tuple(row for row in self.encoded if isinstance(row, Retrieved))
+
+    @property
+    def classes(self) -> tuple[Classified, ...]:
+        return tuple(row for row in self.encoded if isinstance(row, Classified))
 
     @property
     def quality(self) -> tuple[QualityRow, ...]:
         """All that was measured of quality, as quality.jsonl has it."""
-        return (*self.windows, *self.clozes, *self.continuations, *self.structured, *self.tasks)
+        return (*self.windows, *self.clozes, *self.continuations, *self.structured, *self.tasks, *self.encoded)
 
 
 _HEADER = TypeAdapter(Header)
-QualityRow = Window | Cloze | Continuation | StructuredRow | TaskRow
+QualityRow = Window | Cloze | Continuation | StructuredRow | TaskRow | EncoderRow
 _QUALITY: TypeAdapter[QualityRow] = TypeAdapter(Annotated[QualityRow, Field(discriminator="kind")])
 _SPEED = TypeAdapter(SpeedRun)
 
@@ -412,6 +506,7 @@ def read_evidence(directory: Path) -> Evidence:
         continuations=tuple(row for row in quality if isinstance(row, Continuation)),
         structured=tuple(row for row in quality if isinstance(row, StructuredRow)),
         tasks=tuple(row for row in quality if isinstance(row, TaskItem)),
+        encoded=tuple(row for row in quality if isinstance(row, EncoderItem)),
         runs=tuple(runs),
         digest=sha256_bytes(header_bytes),
     )

@@ -16,6 +16,7 @@ from assay.files import canonical_json, sha256_bytes
 from assay.recipe import Gate, MaxDrop, SliceGates
 from assay.strict import Strict
 from assay_evals import cost_findings as cost
+from assay_evals import encoder_findings as encoder
 from assay_evals import latency_findings as latency
 from assay_evals import quality_findings as quality
 from assay_evals import speed_findings as speed
@@ -37,6 +38,7 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "top1_agreement": lambda evidence: [quality.top1_agreement(evidence)],
     "cloze_accuracy": lambda evidence: [quality.cloze_accuracy(evidence)],
     "greedy_agreement": lambda evidence: [quality.greedy_agreement(evidence)],
+    **encoder.MEASURES,
     "structured.new_invalid": lambda evidence: [structured.new_invalid(evidence)],
     "structured.valid": lambda evidence: [structured.valid(evidence)],
     "structured.correct": lambda evidence: [structured.correct(evidence)],
@@ -45,15 +47,17 @@ _MEASURES: dict[str, Callable[[Evidence], list[Row]]] = {
     "decode_tokens_per_second": lambda evidence: [*speed.decode_tokens_per_second(evidence)],
     **latency.MEASURES,
     **cost.MEASURES,
+    **encoder.SPEEDS,
     "peak_memory": lambda evidence: [*speed.peak_memory(evidence)],
     "size_on_disk": speed.size_on_disk,
     "kl_divergence.tail": quality.kl_tail,
     "perplexity": lambda evidence: [quality.perplexity(evidence)],
     "cloze_disagreement": lambda evidence: [quality.cloze_disagreement(evidence)],
     "greedy_agreement.details": quality.greedy_details,
+    **encoder.DETAILS,
     "load_time": lambda evidence: [*speed.load_time(evidence)],
 }
-_SLICED = ("kl_divergence", "top1_agreement", "cloze_accuracy", "greedy_agreement")
+_SLICED = ("kl_divergence", "top1_agreement", "cloze_accuracy", "greedy_agreement", *encoder.MEASURES)
 
 
 def judge(evidence: Evidence, gate: Gate | None = None) -> Verdict:
@@ -172,7 +176,12 @@ def _all_measured(evidence: Evidence, declared: dict[str, Strict], found: dict[s
 def _sensitive(evidence: Evidence, declared: dict[str, Strict], found: dict[str, list[Row] | str]) -> list[Check]:
     """Whether a loss of the declared margin could show: a baseline that is right no more often than chance has little to lose."""
     return [
-        _headroom(metric, criterion.max_drop, measured[0], task_findings.chance_level(evidence, metric))
+        _headroom(
+            metric,
+            criterion.max_drop,
+            measured[0],
+            task_findings.chance_level(evidence, metric) or encoder.chance_level(evidence, metric),
+        )
         for metric, criterion in declared.items()
         if isinstance(criterion, MaxDrop) and not isinstance(measured := found[metric], str)
     ]

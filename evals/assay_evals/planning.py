@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from assay.recipe import (
+    ClassAccuracyMetric,
+    ClassAgreementMetric,
     ClozeAccuracyMetric,
+    EmbeddingCosineMetric,
     Evaluate,
     Gate,
     GreedyAgreementMetric,
     KlDivergenceMetric,
+    RetrievalAccuracyMetric,
+    RetrievalAgreementMetric,
+    SimilarityRankMetric,
     Strict,
 )
 from assay_evals import quality_findings as quality
@@ -35,6 +41,7 @@ class Assumptions:
     discordance: share of cloze answers that flip. design_effect: how much clustering by document inflates the variance
     of answers and agreements. caution: how much wider a `cautious_interval` is than Student's. divergence_variation: standard
     deviation of KL per token over its mean, and divergence_design_effect: documents differ much more in that.
+    loss_variation, loss_design_effect: the same of what an encoder's cosine or rank correlation lacks of 1.
     speed_noise, memory_noise: standard deviation of a block's log-ratio on a machine with nothing else to do.
     """
 
@@ -43,6 +50,8 @@ class Assumptions:
     caution: float = 1.25
     divergence_variation: float = 1.7
     divergence_design_effect: float = 15.0
+    loss_variation: float = 0.8
+    loss_design_effect: float = 3.0
     speed_noise: float = 0.05
     memory_noise: float = 0.01
 
@@ -115,6 +124,16 @@ def _reach(metric: str, criterion: Strict, evaluate: Evaluate, assumed: Assumpti
             return _divergence(rule, declared.tokens, alpha, assumed)
         if isinstance(declared, GreedyAgreementMetric):
             return _agreement(metric, rule, (declared.prompts, "prompts"), alpha, assumed)
+        if isinstance(declared, EmbeddingCosineMetric | SimilarityRankMetric):
+            return _loss(metric, rule, declared.texts, alpha, assumed)
+        if isinstance(declared, RetrievalAgreementMetric):
+            return _agreement(metric, rule, (declared.queries, "queries"), alpha, assumed)
+        if isinstance(declared, RetrievalAccuracyMetric):
+            return _accuracy(metric, rule, (declared.queries, "queries"), alpha, assumed)
+        if isinstance(declared, ClassAgreementMetric):
+            return _agreement(metric, rule, (declared.texts, "texts"), alpha, assumed)
+        if isinstance(declared, ClassAccuracyMetric):
+            return _accuracy(metric, rule, (declared.texts, "texts"), alpha, assumed)
         return _agreement(metric, rule, (declared.tokens, "tokens"), alpha, assumed)
     if metric == "size_on_disk":
         return Reach(metric, rule, 1, 0.0, True, "The size is an exact number; it is compared as it is.")
@@ -167,6 +186,23 @@ def _divergence(rule: dict[str, float], tokens: int, alpha: float, assumed: Assu
     if widening > 1:
         sentence += f" That is less than half of the limit: ask for about {_hundreds(tokens * widening**2):,} tokens."
     return Reach("kl_divergence", rule, tokens, limit - highest, widening <= 1, sentence)
+
+
+def _loss(metric: str, rule: dict[str, float], texts: int, alpha: float, assumed: Assumptions) -> Reach:
+    """What a cosine lacks of 1 is spread as a divergence is, in proportion to its mean: the same formula."""
+    room = 1 - limit_of(rule).value
+    error = assumed.loss_variation * math.sqrt(assumed.loss_design_effect / texts)
+    widening = _resolved(error, alpha, assumed)
+    lowest = 1 - room / (1 + widening)
+    sentence = (
+        f"{texts:,} texts can show that a mean from {wording.value(metric, lowest)} up is within the limit (assuming that what it lacks "
+        f"of 1 varies by {assumed.loss_variation:g} times its mean between texts, design effect {assumed.loss_design_effect:g})."
+    )
+    if widening > 1:
+        sentence += (
+            f" That is less than half of what the limit leaves: ask for about {_hundreds(texts * widening**2):,} texts."
+        )
+    return Reach(metric, rule, texts, lowest - limit_of(rule).value, widening <= 1, sentence)
 
 
 def _agreement(

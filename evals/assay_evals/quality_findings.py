@@ -42,10 +42,10 @@ def kl_divergence(evidence: Evidence) -> Row:
     windows, alpha = _windows(evidence), alpha_of(evidence)
     groups = _by_document(windows, [math.fsum(_finite(window)) for window in windows])
     interval = cautious_interval(groups, 1 - 2 * alpha)
-    return _gated_mean("kl_divergence", groups, interval, alpha, worse=interval[1])
+    return gated_mean("kl_divergence", groups, interval, alpha, worse=interval[1])
 
 
-def _gated_mean(metric: str, groups: Groups, interval: tuple[float, float], alpha: float, worse: float) -> Row:
+def gated_mean(metric: str, groups: Groups, interval: tuple[float, float], alpha: float, worse: float) -> Row:
     """The row of a mean that is judged as it is, without a baseline's.  worse: the end of the interval that is held against the limit."""
     estimate = clustered_mean(groups)
     return finding(
@@ -82,7 +82,7 @@ def top1_agreement(evidence: Evidence) -> Row:
     if disagreed < RARE:
         low = min(low, 1 - binomial_upper(disagreed, groups.samples, alpha))
         high = max(high, 1 - binomial_lower(disagreed, groups.samples, alpha))
-    return _gated_mean("top1_agreement", groups, (low, min(high, 1.0)), alpha, worse=low)
+    return gated_mean("top1_agreement", groups, (low, min(high, 1.0)), alpha, worse=low)
 
 
 def perplexity(evidence: Evidence) -> Row:
@@ -187,7 +187,7 @@ def greedy_agreement(evidence: Evidence) -> Row:
     low, high = cautious_interval(groups, 1 - 2 * alpha)
     low = max(0.0, min(low, binomial_lower(alike, len(rows), alpha)))
     high = min(1.0, max(high, binomial_upper(alike, len(rows), alpha)))
-    return _gated_mean("greedy_agreement", groups, (low, high), alpha, worse=low)
+    return gated_mean("greedy_agreement", groups, (low, high), alpha, worse=low)
 
 
 def greedy_details(evidence: Evidence) -> list[Row]:

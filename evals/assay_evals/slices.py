@@ -31,6 +31,7 @@ def slices_of(evidence: Evidence) -> dict[str, Evidence]:
             windows=tuple(window for window in evidence.windows if window.document in documents),
             continuations=tuple(row for row in evidence.continuations if row.document in documents),
             clozes=tuple(cloze for cloze in evidence.clozes if cloze.document in documents),
+            encoded=tuple(row for row in evidence.encoded if row.document in documents),
         )
         for name, documents in parts.items()
     }
@@ -44,6 +45,8 @@ def sliced(metric: str, name: str) -> str:
 def _lengths(evidence: Evidence) -> dict[str, int]:
     """Document → the bucket of the tokens of it that were measured."""
     tokens: Counter[str] = Counter()
-    for window in evidence.windows:
-        tokens[window.document] += window.tokens
+    # A query's tokens are a text's over again.
+    read = evidence.windows or evidence.embeddings or evidence.classes or evidence.retrievals
+    for row in read:
+        tokens[row.document] += row.tokens
     return {document: sum(count > longest for longest in _LENGTHS) for document, count in tokens.items()}

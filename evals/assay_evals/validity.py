@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 
-from assay.recipe import ClozeAccuracyMetric, GreedyAgreementMetric
-from assay_evals.evidence import Check, ChoiceItem, Evidence, ScoredItem, TaskRow
+from assay.recipe import ClassMetric, ClozeAccuracyMetric, EncoderMetric, GreedyAgreementMetric, RetrievalMetric
+from assay_evals.encoder_findings import of_encoder
+from assay_evals.encoders.checks import PADDING, TOKENIZER
+from assay_evals.evidence import Check, ChoiceItem, Evidence, Measured, ScoredItem, TaskRow
 from assay_evals.findings import UnmeasurableError
 from assay_evals.speed_findings import blocks_of
 
 KL_ROUNDING = LIKELIHOOD_ROUNDING = 1e-3
+COSINE_ROUNDING = 1e-6
 # What only the evaluator can see, because it takes the models. Each has to be there, once.
 EVALUATORS = (
     "tokenizer identity",
@@ -22,6 +25,8 @@ EVALUATORS = (
     "decode path",
     "evaluation text unseen in calibration",
 )
+# Of encoders, which write nothing.
+ENCODER_EVALUATORS = (TOKENIZER, PADDING, EVALUATORS[-1])
 # Also, where the recipe has tasks.
 TASKS_UNSEEN = "task items unseen in calibration"
 
@@ -42,7 +47,9 @@ def checks_of(evidence: Evidence) -> tuple[Check, ...]:
 
 def _evaluators(evidence: Evidence) -> Check:
     found = [check.name for check in evidence.header.checks]
-    wanted = (*EVALUATORS, *([TASKS_UNSEEN] if evidence.header.recipe.evaluate.tasks else []))
+    evaluate = evidence.header.recipe.evaluate
+    wanted = ENCODER_EVALUATORS if of_encoder(evaluate) else EVALUATORS
+    wanted = (*wanted, *([TASKS_UNSEEN] if evaluate.tasks else []))
     if sorted(found) != sorted(wanted):
         return _failed("evaluator's checks", f"Wanted: {', '.join(wanted)}; found: {', '.join(found) or 'none'}.")
     return _passed("evaluator's checks", f"All {len(found)} that take the models were made.")
@@ -71,7 +78,11 @@ def _samples(evidence: Evidence) -> Check:
     tokens = sum(window.tokens for window in evidence.windows)
     short: list[str] = []
     for metric in evaluate.quality:
-        if isinstance(metric, GreedyAgreementMetric):
+        if isinstance(metric, EncoderMetric):
+            read, asked, what = _encoded(evidence, metric)
+            if read < asked:
+                short.append(f"{read:,} of {asked:,} {what} for {metric.metric}")
+        elif isinstance(metric, GreedyAgreementMetric):
             if len(evidence.continuations) < metric.prompts:
                 short.append(f"{len(evidence.continuations):,} of {metric.prompts:,} continuations")
         elif isinstance(metric, ClozeAccuracyMetric):
@@ -95,7 +106,17 @@ def _samples(evidence: Evidence) -> Check:
         return _failed("samples as declared", f"Measured only {', '.join(short)}. {remedy}")
     items = f"{len(evidence.tasks):,} items of tasks, " if evaluate.tasks else ""
     counts = f"{tokens:,} tokens, {len(evidence.clozes):,} cloze questions, {items}{blocks} blocks of processes"
+    if of_encoder(evaluate):
+        texts = len(evidence.embeddings) + len(evidence.classes)
+        counts = f"{texts:,} texts, {len(evidence.retrievals):,} queries, {blocks} blocks of processes"
     return _passed("samples as declared", f"Measured {counts}.")
+
+
+def _encoded(evidence: Evidence, metric: EncoderMetric) -> tuple[int, int, str]:
+    """Samples that an encoder's metric has, those that it asks for, and what they are."""
+    if isinstance(metric, RetrievalMetric):
+        return len(evidence.retrievals), metric.queries, "queries"
+    return len(evidence.classes if isinstance(metric, ClassMetric) else evidence.embeddings), metric.texts, "texts"
 
 
 def _measured_once(evidence: Evidence) -> Check:
@@ -105,6 +126,7 @@ def _measured_once(evidence: Evidence) -> Check:
         *_repeated("continuation", ((row.document, row.window) for row in evidence.continuations)),
         *_repeated("structured output", (row.item for row in evidence.structured)),
         *_repeated("item", ((row.task, row.item) for row in evidence.tasks)),
+        *_repeated("text", ((row.kind, row.document, row.window) for row in evidence.encoded)),
         *_repeated("process", ((row.block, row.position) for row in evidence.runs)),
     ]
     if repeated:
@@ -132,9 +154,16 @@ def _numbers(evidence: Evidence) -> Check:
             wrong.append(f"the enforced output of {row.item!r} has a time that is not a number above zero")
     for row in evidence.tasks:
         wrong += [f"item {row.item!r} of the task {row.task} has {reason}" for reason in _impossible(row)]
+    for row in evidence.embeddings:
+        if any(not _is_cosine(value) for value in (row.cosine, *row.baseline, *row.candidate)):
+            wrong.append(f"text {row.window} of {row.document!r} has a cosine that is not a number from −1 to 1")
+    for row in evidence.classes:
+        if any(arm.share is None or not 0 < arm.share <= 1 for arm in (row.baseline, row.candidate)):
+            wrong.append(f"text {row.window} of {row.document!r} has a probability that is not a number above 0, to 1")
     for run in evidence.runs:
         place = f"process {run.position} of block {run.block}"
         times = [run.load_seconds, *(seconds for item in run.generations for seconds in item.token_seconds)]
+        times += [seconds for item in run.encodings for seconds in item.seconds]
         if any(value is None for value in times):
             wrong.append(f"{place} has a time that is not a finite number")
         elif any(value is not None and value <= 0 for value in times) or run.peak_memory_bytes <= 0:
@@ -143,6 +172,10 @@ def _numbers(evidence: Evidence) -> Check:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         return _failed("finite numbers", f"{wrong[0][0].upper()}{wrong[0][1:]}{more}.")
     return _passed("finite numbers", "Every measurement is a finite, possible number.")
+
+
+def _is_cosine(value: Measured) -> bool:
+    return value is not None and abs(value) <= 1 + COSINE_ROUNDING
 
 
 def _impossible(row: TaskRow) -> Iterator[str]:

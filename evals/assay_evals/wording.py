@@ -9,7 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Unit = Literal["share", "nats", "tokens per second", "seconds", "bytes", "joules", "bits", "count", "plain"]
+Unit = Literal[
+    "share",
+    "nats",
+    "tokens per second",
+    "texts per second",
+    "seconds",
+    "bytes",
+    "joules",
+    "bits",
+    "cosine",
+    "count",
+    "plain",
+]
 Difference = Literal["points", "factor", "itself"]
 SAME_ARM, SLICE, TASK = ".same_arm", "@", "task."
 MOST_DIGITS = 8
@@ -33,6 +45,17 @@ METRICS: dict[str, Words] = {
     "greedy_agreement.together": Words("tokens before continuations part", "plain", "itself", True),
     "greedy_agreement.unstopped": Words("continuations cut off by the limit", "share", "points", False),
     "greedy_agreement.length": Words("length of continuations", "plain", "factor", True),
+    "embedding_cosine": Words("cosine to the baseline's embedding", "cosine", "itself", True),
+    "embedding_cosine.p01": Words("cosine to the baseline's embedding, p01", "cosine", "itself", True),
+    "embedding_cosine.min": Words("cosine to the baseline's embedding, least", "cosine", "itself", True),
+    "similarity_rank": Words("rank correlation of similarities", "cosine", "itself", True),
+    "retrieval_agreement": Words("passages that both find", "share", "itself", True),
+    "retrieval_agreement.first": Words("same passage found first", "share", "itself", True),
+    "retrieval_accuracy": Words("own passage found first", "share", "points", True),
+    "class_agreement": Words("same class", "share", "itself", True),
+    "class_accuracy": Words("class accuracy", "share", "points", True),
+    "encode_latency": Words("time of a batch", "seconds", "factor", False),
+    "encode_throughput": Words("encoding speed", "texts per second", "factor", True),
     "structured.new_invalid": Words("outputs newly invalid", "count", "itself", False),
     "structured.parsed": Words("output is JSON", "share", "points", True),
     "structured.valid": Words("output follows its schema", "share", "points", True),
@@ -111,6 +134,10 @@ def value(metric: str, number: float | None) -> str:
         return f"{number:.4f} nats"
     if unit == "tokens per second":
         return f"{number:.1f} tok/s"
+    if unit == "texts per second":
+        return f"{number:.1f} texts/s"
+    if unit == "cosine":
+        return f"{number:.4f}"
     if unit == "seconds":
         return f"{number:.2f} s" if number >= 1 else f"{1000 * number:.{1 if number >= 0.01 else 2}f} ms"
     if unit == "bytes":
@@ -152,7 +179,7 @@ def change(metric: str, number: float) -> str:
         return difference(metric, number)
     if found.unit == "share":
         return f"{_signed(100 * number, 1)} points"
-    return f"{_signed(number, 4)} nats"
+    return f"{_signed(number, 4)}{' nats' * (found.unit == 'nats')}"
 
 
 def criterion(metric: str, rule: dict[str, float]) -> str:
@@ -184,6 +211,8 @@ def consequence(metric: str, number: float | None) -> str:
         return f"{words(metric).label} not measured"
     if metric == "decode_tokens_per_second":
         return f"decode {_short_factor(number)} as fast"
+    if metric.startswith("encode_throughput"):
+        return f"encoding {_short_factor(number)} as fast"
     if metric == "time_to_first_token":
         return f"first token {_percent_change(number, 'later', 'earlier', 'at the same moment')}"
     if metric == "peak_memory":
@@ -205,6 +234,8 @@ def headline(metric: str, number: float) -> tuple[str, str]:
     """A consequence split for large print: the figure, and what it is a figure of."""
     if metric == "decode_tokens_per_second":
         return _short_factor(number), "as fast at decoding"
+    if metric.startswith("encode_throughput"):
+        return _short_factor(number), "as fast at encoding"
     if metric == "cloze_accuracy":
         return _signed(100 * number, 1), "points of cloze accuracy"
     if words(metric).difference == "factor":
@@ -248,7 +279,7 @@ def _usual_digits(metric: str, number: float) -> int:
     found = words(metric)
     if found.difference == "factor":
         return 3 if number < 1.05 else 2 if number < 100 else 0
-    return {"nats": 4, "bits": 2, "seconds": 2, "count": 0}.get(found.unit, 1)
+    return {"nats": 4, "cosine": 4, "bits": 2, "seconds": 2, "count": 0}.get(found.unit, 1)
 
 
 def _signed(number: float, digits: int) -> str:

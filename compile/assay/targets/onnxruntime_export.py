@@ -18,7 +18,8 @@ import onnx_ir as ir
 import torch
 import transformers
 from torch.export import Dim
-from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.exporters.configs import OnnxConfig
+from transformers.exporters.exporter_onnx import OnnxExporter
 
 from assay.models.architectures import DecoderShape, read_config
 from assay.models.encoders import encoder_shape, longest_text, task_of
@@ -36,7 +37,10 @@ def export(directory: Path) -> ir.Model:
     config = read_config(directory)
     shape = encoder_shape(config, str(directory))
     model = _load(directory, shape)
-    inputs = {"input_ids": torch.full((2, 16), 2), "attention_mask": torch.ones(2, 16, dtype=torch.int64)}
+    inputs: dict[str, Any] = {
+        "input_ids": torch.full((2, 16), 2),
+        "attention_mask": torch.ones(2, 16, dtype=torch.int64),
+    }
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.zeros(2, 16, dtype=torch.int64)
     # PyTorch takes sizes of 0 and 1 for constants; the graph takes 1 all the same.
@@ -96,7 +100,9 @@ def _pool(graph: ir.Graph, settings: SentenceSettings) -> None:
 
     def constant(name: str, value: torch.Tensor) -> ir.Value:
         tensor = ir.tensor(value.numpy(), name=f"pooling.{name}")
-        made = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        made = ir.Value(
+            name=tensor.name, shape=ir.Shape(tuple(value.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         graph.register_initializer(made)
         return made
 

@@ -24,6 +24,17 @@ _MARKS = {
 }
 
 
+# What is 1 where nothing changed, though the baseline has none.
+_ALIKE = (
+    "top1_agreement",
+    "greedy_agreement",
+    "embedding_cosine",
+    "similarity_rank",
+    "retrieval_agreement",
+    "class_agreement",
+)
+
+
 def forest_row(row: GateRow) -> Markup:
     """A gate's interval against its limit, 100% wide and 44 px high: the limit is the middle, good is right.
 
@@ -53,7 +64,7 @@ def forest_row(row: GateRow) -> Markup:
 
 def no_change(metric: str) -> float:
     """The difference of a candidate that behaves as its baseline does."""
-    if wording.words(metric).difference == "factor" or metric.startswith(("top1_agreement", "greedy_agreement")):
+    if wording.words(metric).difference == "factor" or metric.startswith(_ALIKE):
         return 1.0
     return 0.0
 

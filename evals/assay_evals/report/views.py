@@ -16,12 +16,17 @@ SIGNS: dict[Outcome, str] = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "❔"
 # In the order in which a reader wants to know them.
 TILES = (
     "decode_tokens_per_second",
+    "encode_throughput",
     "size_on_disk",
     "cloze_accuracy",
+    "embedding_cosine",
+    "class_agreement",
     "time_to_first_token",
     "peak_memory",
     "kl_divergence",
 )
+# So many of them are told in one sentence, where they were measured.
+_TOLD = 6
 MEANING: dict[Outcome, str] = {
     "PASS": "It keeps every limit that its recipe set. It may be published.",
     "FAIL": "It breaks a limit that its recipe set. It is not published.",
@@ -86,7 +91,7 @@ def contrast_lines(contrast: Contrast) -> list[str]:
 
 def summary(verdict: Verdict) -> str:
     """The consequences in one sentence, for a pull request or a message."""
-    rows = [row for metric in TILES[:3] if (row := verdict.row(metric)) and row.difference is not None]
+    rows = [row for metric in TILES[:_TOLD] if (row := verdict.row(metric)) and row.difference is not None]
     rows += [row for row in verdict.gates if row.metric.startswith(TASK) and row.difference is not None]
     rows += [row for row in verdict.gates if row not in rows and _is_worse(row)]
     phrases = [wording.consequence(row.metric, row.difference) + _in_brackets(row) for row in rows]

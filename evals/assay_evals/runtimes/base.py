@@ -1,13 +1,13 @@
-"""What evaluation needs of a runtime: logits for scoring, step-wise generation with timestamps, its own tokenizer."""
+"""What evaluation needs of a runtime: logits for scoring, step-wise generation with timestamps, its own tokenizer; of an encoder's, vectors."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,33 @@ class Runtime(Protocol):
         ...
 
 
+class EncoderRuntime(Protocol):
+    """An encoder loaded for one runtime on this machine.
+
+    task: what its vectors are, `embedding` or `classification`.  labels: a classifier's classes, in the order of their numbers.
+    """
+
+    name: str
+    task: str
+    max_tokens: int
+    labels: tuple[str, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, its own special tokens included, by the tokenizer that this runtime serves with."""
+        ...
+
+    def compute(self, batch: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Embeddings or class scores of texts, padded to the longest: float32 [len(batch), width]."""
+        ...
+
+
 _RUNTIMES = {
     "onnxruntime-genai": "assay_evals.runtimes.onnxruntime_genai:OnnxRuntimeGenaiRuntime",
     "transformers": "assay_evals.runtimes.transformers_oracle:TransformersRuntime",
 }
 # How requests share a runtime; the others compute one at a time.
 SHARED = {"onnxruntime-genai": "a generator for each request, one token in turn"}
+_ENCODERS = {"onnxruntime": "assay_evals.runtimes.onnxruntime:OnnxRuntimeEncoder"}
 
 
 def open_runtime(name: str, directory: Path, *, threads: int | None = None) -> Runtime:
@@ -89,18 +110,29 @@ def open_runtime(name: str, directory: Path, *, threads: int | None = None) -> R
     threads: how many to compute with, for scoring; as many as it serves with, unless given.
     """
     check_runtime(name, directory)
-    module, _, attribute = _RUNTIMES[name].partition(":")
+    return cast(Runtime, _open(_RUNTIMES, name, directory, threads))
+
+
+def open_encoder(name: str, directory: Path, *, threads: int | None = None) -> EncoderRuntime:
+    """Load an encoder's directory, as `open_runtime` does a decoder's."""
+    check_runtime(name, directory, _ENCODERS)
+    return cast(EncoderRuntime, _open(_ENCODERS, name, directory, threads))
+
+
+def _open(table: dict[str, str], name: str, directory: Path, threads: int | None) -> Any:
+    module, _, attribute = table[name].partition(":")
     try:
         opener = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise UsageError(f"the runtime {name} is not installed ({error}): pip install 'assay[compile,cpu]'.") from error
-    return cast(Runtime, opener(directory, threads))
+    return opener(directory, threads)
 
 
-def check_runtime(name: str, directory: Path) -> None:
-    """NotSupportedError when this release cannot load a directory for such a runtime."""
-    if name not in _RUNTIMES:
-        raise NotSupportedError(f"{directory}: there is no runtime {name}; this release has {', '.join(_RUNTIMES)}.")
+def check_runtime(name: str, directory: Path, table: dict[str, str] = _RUNTIMES) -> None:
+    """NotSupportedError when this release cannot load a directory for such a runtime.  table: of decoders' runtimes, unless given."""
+    if name not in table:
+        kind = " for decoders" if name in _ENCODERS else " for encoders" if name in _RUNTIMES else ""
+        raise NotSupportedError(f"{directory}: there is no runtime {name}{kind}; this release has {', '.join(table)}.")
 
 
 def runtime_version(name: str) -> str:

@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from assay_evals.runtimes.base import Runtime, open_runtime
+from assay_evals.runtimes.base import EncoderRuntime, Runtime, open_encoder, open_runtime
 from assay_evals.speed.energy import Counters, find_counters
 
 # The first is computed from the whole prompt, the second from one token: these are the shapes that there are.
 _WARM_UP_TOKENS = 2
+REPETITIONS = 10
 
 
 def peak_memory_bytes() -> int:
@@ -29,18 +30,40 @@ def peak_memory_bytes() -> int:
 def main() -> None:
     workload = json.load(sys.stdin)
     counters = find_counters(Path(workload["powercap"]))
+    place = (workload["runtime"], Path(workload["directory"]))
+    batches = [request["batch"] for request in workload["requests"] if "batch" in request]
     started = time.perf_counter()
-    runtime = open_runtime(workload["runtime"], Path(workload["directory"]))
-    report: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "generations": [], "prefix_hits": []}
-    for request in workload["requests"]:
+    if batches:
+        encoder = open_encoder(*place)
+        report: dict[str, Any] = {"load_seconds": time.perf_counter() - started, "generations": []}
+        report["encodings"] = [_encoding(encoder, batch) for batch in batches]
+    else:
+        runtime = open_runtime(*place)
+        report = {"load_seconds": time.perf_counter() - started} | _generations(runtime, workload["requests"], counters)
+    report["peak_memory_bytes"] = peak_memory_bytes()
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+def _encoding(encoder: EncoderRuntime, batch: list[list[int]]) -> dict[str, Any]:
+    encoder.compute([ids[::-1] for ids in batch])
+    seconds: list[float] = []
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
+        encoder.compute(batch)
+        seconds.append(time.perf_counter() - started)
+    return {"batch": len(batch), "tokens": len(batch[0]), "seconds": seconds}
+
+
+def _generations(runtime: Runtime, requests: list[dict[str, Any]], counters: Counters) -> dict[str, Any]:
+    report: dict[str, Any] = {"generations": [], "prefix_hits": []}
+    for request in requests:
         prompt, new_tokens, prefix_tokens = request["prompt"], request["new_tokens"], request["prefix_tokens"]
         runtime.generate(prompt[::-1], min(_WARM_UP_TOKENS, new_tokens))
         report["generations"].append(_generation(runtime, counters, prompt, new_tokens))
         if prefix_tokens:
             runtime.generate(prompt[::-1], 1, cached=prefix_tokens)
             report["prefix_hits"].append(_prefix_hit(runtime, prompt, prefix_tokens))
-    report["peak_memory_bytes"] = peak_memory_bytes()
-    sys.stdout.write(json.dumps(report) + "\n")
+    return report
 
 
 def _generation(runtime: Runtime, counters: Counters, prompt: list[int], new_tokens: int) -> dict[str, Any]:
