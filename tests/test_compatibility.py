@@ -259,7 +259,6 @@ def test_a_model_that_fits_gives_its_shape(recipe_at: Callable[..., Path]) -> No
             {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
             "GPT2LMHeadModel of model_type 'gpt2' is not supported yet",
         ),
-        ({"architectures": ["BertModel"], "model_type": "bert"}, "BertModel of model_type 'bert' is not supported yet"),
         ({"auto_map": {"AutoModel": "evil.Evil"}}, "the model brings its own Python code"),
         ({"hidden_size": None}, "hidden_size is missing"),
     ],

@@ -70,7 +70,7 @@ def _kind_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> l
     task = task_of(shape) if is_encoder(shape) else ""
     if task not in ("", "embedding", "classification"):
         message = (
-            f"{name} is a {task} model; onnxruntime takes bare encoders, for embeddings, and sequence classifiers here."
+            f"{name} is no bare encoder ({task}); onnxruntime takes those, for embeddings, and sequence classifiers."
         )
         return [document.problem(("model", "source"), message)]
     classes = [isinstance(metric, ClassMetric) for metric in recipe.evaluate.quality]

@@ -24,6 +24,10 @@ from assay.recipe_yaml import Location
 _EVERYWHERE = (LoadTimeMetric, PeakMemoryMetric, SizeOnDiskMetric)
 
 
+# The quality metrics of encoders, which are the names of their gates too.
+ENCODER_QUALITY = tuple(str(get_args(one.model_fields["metric"].annotation)[0]) for one in get_args(EncoderMetric))
+
+
 def encoder_contradictions(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Where, and what is wrong."""
     yield from _wrong_kind(recipe)
@@ -55,9 +59,8 @@ def encoder_contradictions(recipe: Recipe) -> Iterator[tuple[Location, str]]:
 def _wrong_kind(recipe: Recipe) -> Iterator[tuple[Location, str]]:
     """Metrics of encoders for a decoder's target, and the other way round."""
     encoders = isinstance(recipe.target, OnnxRuntime)
-    quality = [str(get_args(one.model_fields["metric"].annotation)[0]) for one in get_args(EncoderMetric)]
     speed = [str(get_args(one.model_fields["metric"].annotation)[0]) for one in get_args(EncoderSpeedMetric)]
-    own = {"quality": quality, "speed": [*speed, "load_time", "peak_memory", "size_on_disk"]}
+    own = {"quality": [*ENCODER_QUALITY], "speed": [*speed, "load_time", "peak_memory", "size_on_disk"]}
     for kind, metrics in (("quality", recipe.evaluate.quality), ("speed", recipe.evaluate.speed)):
         for index, metric in enumerate(metrics):
             of_encoders = isinstance(metric, EncoderMetric | EncoderSpeedMetric)

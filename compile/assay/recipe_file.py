@@ -15,8 +15,17 @@ from pydantic import ValidationError
 
 from assay.errors import Problem, RecipeError, UsageError
 from assay.files import canonical_json
-from assay.recipe import QUALITY_GATES, CheckpointTarget, ExactMatchTask, GroupedScheme, Override, Recipe, Scheme
-from assay.recipe_encoder import encoder_contradictions
+from assay.recipe import (
+    QUALITY_GATES,
+    CheckpointTarget,
+    ExactMatchTask,
+    GroupedScheme,
+    OnnxRuntime,
+    Override,
+    Recipe,
+    Scheme,
+)
+from assay.recipe_encoder import ENCODER_QUALITY, encoder_contradictions
 from assay.recipe_errors import explain
 from assay.recipe_speed import speed_contradictions
 from assay.recipe_yaml import Document, Location, apply_overrides, read_document
@@ -62,7 +71,7 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
             add(("gate", name), f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.{where}.")
     gated = any(name in QUALITY_GATES or name in structured for name in recipe.gate.declared())
     if not gated and not recipe.gate.tasks:
-        add(("gate",), f"no quality is gated; add at least one of {', '.join(QUALITY_GATES)}, tasks.")
+        add(("gate",), f"no quality is gated; add at least one of {', '.join(_quality_gates(recipe))}.")
     for name in recipe.gate.slices.declared() if recipe.gate.slices else ():
         if name not in measured:
             message = f"the gate {name} has no measurement; add {{metric: {name}}} to evaluate.quality."
@@ -113,6 +122,12 @@ def _contradictions(recipe: Recipe, document: Document) -> list[Problem]:
         except UsageError as error:
             add(("publish", "registry"), str(error))
     return sorted(problems, key=lambda problem: problem.line)
+
+
+def _quality_gates(recipe: Recipe) -> list[str]:
+    """The gates of quality that a model for this target can have."""
+    of_encoders = isinstance(recipe.target, OnnxRuntime)
+    return [name for name in QUALITY_GATES if (name in ENCODER_QUALITY) == of_encoders] + ["tasks"] * (not of_encoders)
 
 
 def _task_contradictions(recipe: Recipe) -> Iterator[tuple[Location, str]]:

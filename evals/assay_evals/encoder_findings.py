@@ -130,7 +130,7 @@ def retrieval_accuracy(evidence: Evidence) -> Row:
 
 def class_agreement(evidence: Evidence) -> Row:
     """Share of texts that both arms put into the same class."""
-    return _share("class_agreement", _classes(evidence), _same_class, evidence)
+    return _share("class_agreement", _classes(evidence), same_class, evidence)
 
 
 def class_accuracy(evidence: Evidence) -> Row:
@@ -216,10 +216,6 @@ def _exact_when_rare(groups: Groups, interval: Interval, differing: int, alpha: 
     return max(low, 0.0), min(high, 1.0)
 
 
-def _same_class(row: Classified) -> bool:
-    return row.baseline.name == row.candidate.name
-
-
 def _cosine(row: Embedded) -> float:
     if row.cosine is None:
         raise UnmeasurableError(f"The cosine of text {row.window} of document {row.document!r} is not a finite number.")
@@ -269,28 +265,35 @@ DETAILS: dict[str, Callable[[Evidence], list[Row]]] = {
 
 @dataclass(frozen=True)
 class Worst:
-    """Texts whose embeddings moved most, queries that find the fewest of the same passages, and texts whose class changed."""
+    """Texts whose embeddings moved most, queries whose passages have the fewest in common, and texts whose class changed."""
 
     moved: tuple[Embedded, ...]
-    lost: tuple[Retrieved, ...]
+    apart: tuple[Retrieved, ...]
     reclassified: tuple[Classified, ...]
 
 
-def worst_of(evidence: Evidence, count: int) -> Worst:
-    """At most `count` of each, worst first; of classes those first that were right."""
+def worst_encoded(evidence: Evidence, count: int) -> Worst:
+    """At most `count` of each, worst first: of classes those that were right, then those that the candidate is surest of."""
     moved = sorted(
-        evidence.embeddings, key=lambda row: (row.cosine if row.cosine is not None else -2.0, row.document, row.window)
+        evidence.embeddings, key=lambda row: (-2.0 if row.cosine is None else row.cosine, row.document, row.window)
     )
-    lost = [
-        row
-        for row in evidence.retrievals
-        if set(row.baseline) != set(row.candidate) or row.baseline[0] != row.candidate[0]
-    ]
-    lost.sort(
-        key=lambda row: (len(set(row.baseline) & set(row.candidate)), row.baseline[0] == row.candidate[0], row.own)
-    )
-    changed = [row for row in evidence.classes if not _same_class(row)]
+    apart = sorted(filter(is_apart, evidence.retrievals), key=lambda row: (in_common(row), row.own))
+    changed = [row for row in evidence.classes if not same_class(row)]
     changed.sort(
         key=lambda row: (row.label != row.baseline.name, -(row.candidate.share or 0.0), row.document, row.window)
     )
-    return Worst(tuple(moved[:count]), tuple(lost[:count]), tuple(changed[:count]))
+    return Worst(tuple(moved[:count]), tuple(apart[:count]), tuple(changed[:count]))
+
+
+def is_apart(row: Retrieved) -> bool:
+    """Whether the arms find other passages, or another one first."""
+    return in_common(row) < len(row.baseline) or row.baseline[0] != row.candidate[0]
+
+
+def in_common(row: Retrieved) -> int:
+    """How many passages both arms name."""
+    return len(set(row.baseline) & set(row.candidate))
+
+
+def same_class(row: Classified) -> bool:
+    return row.baseline.name == row.candidate.name

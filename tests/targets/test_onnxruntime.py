@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 import transformers
 from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
 from tiny_encoders import save_encoder
 
+from assay.artifact import directory_digest
+from assay.child import run_module
+from assay.errors import AssayError
 from assay.models.checkpoint import Checkpoint
 from assay.models.encoders import encoder_shape
 from assay.progress import Progress
@@ -22,6 +30,7 @@ from assay.quantize.model import quantize_model
 from assay.quantize.store import LayerStore, QuantizedLayer
 from assay.recipe import OnnxRuntime, Quantize, Recipe
 from assay.targets import onnxruntime as target
+from assay.targets import onnxruntime_export
 
 pytestmark = pytest.mark.slow
 
@@ -43,9 +52,20 @@ class Encoders:
         return self._made[name]
 
 
+def export_here(what: str, module: str, *arguments: str, seconds: float) -> str:
+    """The exporter in this process: a new one for each of many tiny models would mostly import."""
+    assert (what, module) == ("transformers' ONNX exporter", onnxruntime_export.__name__) and seconds > 60
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        onnxruntime_export.main()
+    return ""
+
+
 @pytest.fixture(scope="module")
-def encoders(tmp_path_factory: pytest.TempPathFactory) -> Encoders:
-    return Encoders(tmp_path_factory.mktemp("encoders"))
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encoders]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, "run_module", export_here)
+        yield Encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def texts() -> dict[str, torch.Tensor]:
@@ -91,15 +111,16 @@ def reference(
 
 
 def difference(found: list[Any], expected: list[Any], mask: torch.Tensor) -> float:
-    """Largest difference in units of the largest number; of hidden states where there is a token."""
+    """Root mean square of the difference over that of the numbers; of hidden states where there is a token."""
     shown = [one * mask[..., None].numpy() if one.ndim == 3 else one for one in found]
-    return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(shown, expected, strict=True))
+    return max(float(np.sqrt(((a - b) ** 2).mean() / (b**2).mean())) for a, b in zip(shown, expected, strict=True))
 
 
 def quantize(checkpoint: Checkpoint, directory: Path, scheme: str, group_size: int | None, **more: Any) -> Any:
     values = {"method": "rtn", "scheme": scheme, "group_size": group_size} | more
     recipe = Recipe.model_construct(
-        quantize=TypeAdapter(Quantize).validate_python(values), target=OnnxRuntime(format="onnxruntime")
+        quantize=TypeAdapter(Quantize).validate_json(json.dumps(values)),
+        target=OnnxRuntime(format="onnxruntime", accuracy_level=0),
     )
     store = LayerStore(directory)
     tokens = torch.randint(3, 512, (8, 32), generator=torch.Generator().manual_seed(1))
@@ -111,7 +132,11 @@ def quantize(checkpoint: Checkpoint, directory: Path, scheme: str, group_size: i
 def test_the_baseline_computes_what_transformers_does(encoders: Encoders, name: str) -> None:
     checkpoint, baseline = encoders(name)
     inputs = texts()
-    assert difference(run(baseline, inputs), reference(checkpoint, None, inputs), inputs["attention_mask"]) < 1e-4
+    assert difference(run(baseline, inputs), reference(checkpoint, None, inputs), inputs["attention_mask"]) < 1e-5
+
+
+# A weight-only scheme is exact but for the order of sums; of quantized inputs a few round to the other side, one level off.
+BOUNDS = {"W8A8": 3e-3, "W8A8_STATIC": 3e-3, "W8A16": 1e-5, "W4A16": 1e-5, "W4A16_ASYM": 1e-5}
 
 
 @pytest.mark.parametrize(("scheme", "group_size"), SCHEMES)
@@ -126,4 +151,99 @@ def test_a_candidate_computes_what_its_numbers_say(
     inputs = texts()
     mask, found = inputs["attention_mask"], run(tmp_path / "out", inputs)
     error = difference(found, reference(checkpoint, quantized, inputs), mask)
-    print(name, scheme, error, difference(found, reference(checkpoint, None, inputs), mask))
+    assert error < BOUNDS[scheme]
+    assert error < 0.5 * difference(found, reference(checkpoint, None, inputs), mask), (
+        "nearer to its numbers than to floats"
+    )
+
+
+def test_codes_are_unsigned_where_products_of_bytes_may_saturate(
+    encoders: Encoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    outputs: dict[str, list[Any]] = {}
+    for scheme in ("W8A8", "W8A8_STATIC"):
+        recipe, quantized = quantize(checkpoint, tmp_path / scheme, scheme, None)
+        for sets in ([], ["avx512_vnni"]):
+            monkeypatch.setattr(target, "cpu_facts", lambda sets=sets: {"instruction_sets": sets})
+            out = tmp_path / f"{scheme}{len(sets)}"
+            realization = target.build_candidate(checkpoint, quantized, recipe, baseline, out)
+            kind = "int8" if sets else "uint8"
+            assert realization.facts["weight_codes"].startswith(f"{kind}: ")
+            codes = [value for value in ir.load(out / "model.onnx").graph.initializers if value.endswith("weight_Q8")]
+            values = ir.load(out / "model.onnx").graph.initializers[codes[0]].const_value
+            assert values is not None and values.dtype == getattr(ir.DataType, kind.upper())
+            outputs[kind] = run(out, texts())
+        assert difference(outputs["uint8"], outputs["int8"], texts()["attention_mask"]) < 1e-3
+
+
+def test_a_text_is_the_same_whatever_its_batch(encoders: Encoders, tmp_path: Path) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    recipe, quantized = quantize(checkpoint, tmp_path / "layers", "W8A8", None)
+    target.build_candidate(checkpoint, quantized, recipe, baseline, tmp_path / "out")
+    inputs = texts()
+    together = run(tmp_path / "out", inputs)[0]
+    alone = run(tmp_path / "out", {name: value[:1] for name, value in inputs.items()})[0]
+    np.testing.assert_allclose(together[0], alone[0], atol=5e-3)
+
+
+def test_what_a_transform_moved_is_in_the_graph(encoders: Encoders, tmp_path: Path) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    more = {"transform": "smoothquant", "strength": 0.5}
+    recipe, quantized = quantize(checkpoint, tmp_path / "layers", "W8A8", None, **more)
+    assert quantized.tensors
+    target.build_candidate(checkpoint, quantized, recipe, baseline, tmp_path / "out")
+    inputs = texts()
+    found = run(tmp_path / "out", inputs)
+    assert difference(found, reference(checkpoint, quantized, inputs), inputs["attention_mask"]) < BOUNDS["W8A8"]
+
+
+def test_modules_left_in_floats_stay_so(encoders: Encoders, tmp_path: Path) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    more = {"overrides": [{"match": "*.output.dense", "scheme": "none"}, {"match": "*.query", "scheme": "W8A8_STATIC"}]}
+    recipe, quantized = quantize(checkpoint, tmp_path / "layers", "W8A8", None, **more)
+    realization = target.build_candidate(checkpoint, quantized, recipe, baseline, tmp_path / "out")
+    kinds = {row["name"].rpartition("layer.0.")[2]: row["scheme"] for row in realization.layers if ".0." in row["name"]}
+    assert (kinds["attention.self.query"], kinds["attention.self.key"], kinds["output.dense"]) == (
+        "W8A8_STATIC",
+        "W8A8",
+        "none",
+    )
+    inputs = texts()
+    found = run(tmp_path / "out", inputs)
+    assert difference(found, reference(checkpoint, quantized, inputs), inputs["attention_mask"]) < BOUNDS["W8A8"]
+
+
+def test_two_builds_are_the_same_bytes(encoders: Encoders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    # In a process of its own, as a job does it.
+    monkeypatch.setattr(target, "run_module", run_module)
+    target.build_baseline(checkpoint, tmp_path / "baseline")
+    assert directory_digest(tmp_path / "baseline") == directory_digest(baseline)
+    assert str(checkpoint.directory.parent).encode() not in (baseline / "model.onnx").read_bytes()
+    recipe, quantized = quantize(checkpoint, tmp_path / "layers", "W8A8", None)
+    for name in ("one", "two"):
+        target.build_candidate(checkpoint, quantized, recipe, baseline, tmp_path / name)
+    assert directory_digest(tmp_path / "one") == directory_digest(tmp_path / "two")
+
+
+def test_pooling_is_as_declared(tmp_path: Path, encoders: Encoders) -> None:
+    directory = save_encoder(tmp_path / "cls", pooling="cls")
+    target.build_baseline(Checkpoint(directory, encoder_shape), tmp_path / "out")
+    embedding, hidden = run(tmp_path / "out", texts())
+    expected = hidden[:, 0] / np.linalg.norm(hidden[:, 0], axis=1, keepdims=True)
+    np.testing.assert_allclose(embedding, expected, atol=1e-5)
+
+
+def test_another_graph_than_the_checkpoints_is_not_trusted(encoders: Encoders, tmp_path: Path) -> None:
+    checkpoint, baseline = encoders("BertModel")
+    other = Checkpoint(save_encoder(tmp_path / "other", hidden_act="relu"), encoder_shape)
+    recipe, quantized = quantize(checkpoint, tmp_path / "layers", "W8A8", None)
+    changed = shutil.copytree(other.directory, tmp_path / "changed")
+    tensors = load_file(changed / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] += 0.001
+    save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        AssayError, match=r"made 0 products with the weight of encoder\.layer\.1\.output\.dense, not one"
+    ):
+        target.build_candidate(Checkpoint(changed, encoder_shape), quantized, recipe, baseline, tmp_path / "out")

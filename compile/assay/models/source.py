@@ -117,7 +117,7 @@ def _package_file(rest: str) -> Path:
     path = Path(next(iter(spec.submodule_search_locations)), *inner, file).resolve()
     if not path.is_file() and not (path / "config.json").is_file():
         raise UsageError(
-            f"model.source package:{rest}: {module} is installed but has no file or model directory {file}."
+            f"model.source package:{rest}: {module} is installed but has no file {file}, and no such model directory."
         )
     return path
 

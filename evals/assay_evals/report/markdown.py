@@ -7,6 +7,7 @@ from typing import Any
 
 from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
+from assay_evals.encoder_findings import worst_encoded
 from assay_evals.evidence import Check, Evidence
 from assay_evals.report.gfm import bullets as _bullets
 from assay_evals.report.gfm import details as _details
@@ -38,6 +39,7 @@ def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, An
         _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
         *_flips(evidence),
         _outputs(evidence),
+        *_encoded(evidence),
         _details("What was compared", _facts(verdict, evidence)),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -113,6 +115,31 @@ def _outputs(evidence: Evidence) -> str:
         f"The {len(rows)} worst of the structured outputs that became worse",
         _table(("prompt", "schema", "baseline", "candidate"), rows),
     )
+
+
+def _encoded(evidence: Evidence) -> list[str]:
+    """The worst of what an encoder made of texts."""
+    worst = worst_encoded(evidence, FLIPS)
+    moved = [(clip(row.text, _LONGEST_TEXT), row.document, f"{row.cosine or 0.0:.4f}") for row in worst.moved]
+    apart = [
+        (clip(row.text, _LONGEST_TEXT), row.own, ", ".join(row.baseline[:3]), ", ".join(row.candidate[:3]))
+        for row in worst.apart
+    ]
+    classes = [
+        (clip(row.text, _LONGEST_TEXT), row.label or "–", row.baseline.name, row.candidate.name)
+        for row in worst.reclassified
+    ]
+    return [
+        _details(f"The {len(moved)} embeddings that moved most", _table(("text", "document", "cosine"), moved)),
+        _details(
+            f"The {len(apart)} queries whose passages have the fewest in common",
+            _table(("query", "its passage", "baseline", "candidate"), apart),
+        ),
+        _details(
+            f"The {len(classes)} worst of the texts whose class changed",
+            _table(("text", "right", "baseline", "candidate"), classes),
+        ),
+    ]
 
 
 def _facts(verdict: Verdict, evidence: Evidence) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from assay_evals import wording
 from assay_evals.disagreements import mean_divergence, worse_outputs, worst_disagreements
+from assay_evals.encoder_findings import in_common, is_apart, same_class, worst_encoded
 from assay_evals.evidence import Continuation, Continued, Evidence
 from assay_evals.report.charts import curves, divergence_strip, forest_row, tradeoff
 from assay_evals.report.layers import chart_layers, percent, read_layers
@@ -74,6 +75,7 @@ class TaskView:
 def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock: dict[str, Any]) -> str:
     """The page as text."""
     worst = worst_disagreements(evidence, max(FLIPS, WINDOWS))
+    encoded = worst_encoded(evidence, WINDOWS)
     sound = verdict.verdict != "INVALID"
     largest = max((value or 0.0 for window in worst.windows[:WINDOWS] for value in window.kl), default=0.0)
     return template("page.html.j2").render(
@@ -110,6 +112,14 @@ def render(verdict: Verdict, evidence: Evidence, manifest: dict[str, Any], lock:
         windows=[
             (window, divergence_strip(window, largest), mean_divergence(window)) for window in worst.windows[:WINDOWS]
         ],
+        moved=encoded.moved,
+        apart=encoded.apart,
+        apart_total=sum(map(is_apart, evidence.retrievals)),
+        retrieved_total=len(evidence.retrievals),
+        reclassified=encoded.reclassified,
+        reclassified_total=sum(not same_class(row) for row in evidence.classes),
+        classes_total=len(evidence.classes),
+        common=in_common,
         environment=_flat(evidence.header.environment),
         lock=clip(json.dumps(lock, indent=2, sort_keys=True, ensure_ascii=False, default=str), LONGEST_JSON),
         shorten=lambda text: clip(text, LONGEST_TEXT),
