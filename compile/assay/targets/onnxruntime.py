@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from assay.quantize.schemes import WeightScheme, assign_schemes
 from assay.quantize.store import QuantizedLayer, QuantizedModule
 from assay.quantize.weights import QuantizedWeight
 from assay.recipe import OnnxRuntime, Recipe
+from assay.requirements import built_with
 from assay.targets.onnx_graph import (
     CONTRIB,
     constant,
@@ -131,7 +132,8 @@ def build_candidate(
         if path.name not in (MODEL, DATA):
             shutil.copyfile(path, destination / path.name)
     found = verify(checkpoint.shape, assigned, quantized.modules, read_back(destination, checkpoint.shape))
-    return Realization(found.layers, found.fallbacks, _facts(checkpoint, assigned, unsaturated))
+    facts = _facts(checkpoint, assigned, unsaturated)
+    return replace(found, requires=built_with("onnxruntime"), facts=facts)
 
 
 def _facts(checkpoint: Checkpoint, assigned: Mapping[str, WeightScheme], unsaturated: bool) -> dict[str, Any]:
