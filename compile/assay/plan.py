@@ -132,7 +132,7 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str,
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
     grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
     grams *= len(shape.architecture.linears)
-    quantize = tokens * 2 * walked_models(recipe.quantize) * (weights + grams) / (speed * _QUANTIZE_EFFICIENCY)
+    quantize = tokens * 2 * walked_models(recipe.quantize, shape) * (weights + grams) / (speed * _QUANTIZE_EFFICIENCY)
     float_bytes = 4 * weights
     scored = max((getattr(metric, "tokens", 0) for metric in evaluation.quality), default=0)
     asked = max((getattr(metric, "samples", 0) for metric in evaluation.quality), default=0)
@@ -197,7 +197,7 @@ def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
     prefixes = [f"{shape.architecture.layers}.{index}." for index in range(shape.layers)]
     sizes = {linear.name: linear.out_features * linear.in_features for linear in shape.linears}
     layer = max(sum(size for name, size in sizes.items() if name.startswith(prefix)) for prefix in prefixes)
-    twins = 1 + (recipe.quantize.transform != "none" and walked_models(recipe.quantize) > 1)
+    twins = 1 + (recipe.quantize.transform != "none" and walked_models(recipe.quantize, shape) > 1)
     # Gram matrix, drift and factor; then goal, grid and codes of the largest Linear.
     matrices = 4 * max(linear.in_features for linear in shape.linears) ** 2 + 4 * max(sizes.values())
     quantize = activations + 4 * (twins * layer + matrices)

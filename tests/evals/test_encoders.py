@@ -47,7 +47,7 @@ RECIPE: dict[str, Any] = {
 class Encoder:
     """Stands in for a runtime: a text's vector is a sum over its tokens' own, and over padding where that is not masked."""
 
-    name, task, max_tokens, labels = "none", "embedding", 512, ("no", "yes")
+    name, task, max_tokens, labels = "none", "embedding", 512, tuple(f"class {number}" for number in range(16))
 
     def __init__(self, seed: int = 0, noise: float = 0.0, masked: bool = True) -> None:
         self._table = np.random.default_rng(seed).normal(0, 1, (600, 16))
@@ -131,8 +131,8 @@ def test_what_is_measured_is_what_the_vectors_say(tokenizer: Any, documents: lis
     assert found[3].baseline == tuple(queries[place].passage.name for place in nearest)
     assert any(row.baseline != row.candidate for row in found)
 
-    given = list(measure_classes((Encoder(), Encoder()), texts[:5], {texts[0].document: "yes"}, Progress()))
-    assert {row.classes for row in given} == {16} and given[0].label == "yes" and given[1].label is None
+    given = list(measure_classes((Encoder(), Encoder()), texts[:5], {texts[0].document: "class 3"}, Progress()))
+    assert {row.classes for row in given} == {16} and given[0].label == "class 3" and given[1].label is None
 
 
 def test_a_lost_mask_and_another_tokenizer_are_noticed(tokenizer: Any, documents: list[Document]) -> None:

@@ -204,6 +204,18 @@ def test_quantized_saved_and_loaded_it_computes_as_simulated(
     assert not torch.allclose(ours, plain, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["BertModel", "ModernBertModel"])
+def test_a_correction_is_of_the_whole_text(encoder: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """Of a text that is cut off an encoder makes something else from its first token on: errors that nobody made would be undone."""
+    checkpoint = Checkpoint(encoder(name), encoder_shape)
+    values = {"method": "gptq", "scheme": "W8A16", "group_size": 32, "correction": 1.0}
+    tokens, store = torch.randint(2, 512, (8, 48), generator=torch.Generator().manual_seed(0)), LayerStore(tmp_path)
+    quantize_model(checkpoint, tokens, TypeAdapter(Quantize).validate_python(values), store, Progress())
+    for module, chosen in store.read_all(checkpoint.shape.layers + 1).modules.items():
+        weight = checkpoint.weight(module)
+        assert (chosen.weight.dequantize() - weight).norm() < 0.05 * weight.norm(), module
+
+
 def test_norms_under_their_names_of_2018_are_read(encoder: Callable[[str], Path], tmp_path: Path) -> None:
     directory = shutil.copytree(encoder("BertForMaskedLM"), tmp_path / "old")
     tensors = load_file(directory / SINGLE)

@@ -112,8 +112,9 @@ def reference(
 
 def difference(found: list[Any], expected: list[Any], mask: torch.Tensor) -> float:
     """Root mean square of the difference over that of the numbers; of hidden states where there is a token."""
-    shown = [one * mask[..., None].numpy() if one.ndim == 3 else one for one in found]
-    return max(float(np.sqrt(((a - b) ** 2).mean() / (b**2).mean())) for a, b in zip(shown, expected, strict=True))
+    tokens = mask[..., None].numpy()
+    pairs = [[one * tokens if one.ndim == 3 else one for one in pair] for pair in zip(found, expected, strict=True)]
+    return max(float(np.sqrt(((a - b) ** 2).mean() / (b**2).mean())) for a, b in pairs)
 
 
 def quantize(checkpoint: Checkpoint, directory: Path, scheme: str, group_size: int | None, **more: Any) -> Any:

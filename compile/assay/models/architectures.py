@@ -88,6 +88,7 @@ class Architecture:
     attention_norm, feed_forward_norm: the norms whose outputs only they (and a router) read; None where there is none.
     first_attention_norm: the first layer that has `attention_norm`.  norm_offset: what a norm adds to its weight before it
     multiplies.
+    bidirectional: every token sees those after it, too, so that a text that is cut off is another one from its beginning.
     body: what the names of the modules without the head begin with.  embedding_block: the module around the embedding that gives
     the first layer its input; None: the embedding itself.  final_norm, head: empty where a model has none.
     config_keys: a family's own keys in config.json for numbers that the others call by the first name.
@@ -104,6 +105,7 @@ class Architecture:
     feed_forward_norm: str | None = "post_attention_layernorm"
     first_attention_norm: int = 0
     norm_offset: float = 0.0
+    bidirectional: bool = False
     body: str = "model"
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"

@@ -3,8 +3,8 @@
 For every group of Linears that share an input, two things are accumulated over the calibration tokens: the Gram matrix X̃ᵀX̃ of
 the inputs in the quantized model, and, where earlier errors are to be corrected, the drift (X − X̃)ᵀX̃ against the float model. The
 drift is a regression with far fewer unknowns than there are tokens: the first eighth of every text gives it (docs/benchmarks.md),
-so the float model is run on those alone. From them come the range weights, the GPTQ factor, the correction and the reported error; no other
-forward pass is needed.
+so the float model is run on those alone (an encoder on all of it, as what comes later changes what is first). From them come the range
+weights, the GPTQ factor, the correction and the reported error; no other forward pass is needed.
 
 Each finished layer is written, whole and synced, before the next begins: a killed job resumes there and ends with the same bytes.
 """
@@ -289,8 +289,8 @@ def _embedded(decoder: Decoder, tokens: Tensor, walked: int, quantizer: _Quantiz
     surveyed = math.ceil(SURVEYED_SHARE * math.ceil(samples / together))
     streams = _Streams(list(decoder.embed(tokens[:walked]).split(together)), None, length, keep, surveyed)
     if quantizer.correction:
-        first = math.ceil(COMPARED_SHARE * length)
-        streams.original = [batch[:, :first].contiguous() for batch in streams.quantized]
+        first = math.ceil(compared_share(decoder.checkpoint.shape) * length)
+        streams.original = [batch[:, :first].clone() for batch in streams.quantized]
     if keep:
         for batch in (*streams.quantized, *(streams.original or ())):
             keep(batch)
@@ -328,15 +328,20 @@ def walked_samples(settings: Quantize, shape: DecoderShape, samples: int, length
     return min(samples, max(math.ceil(WALKED_SHARE * samples), math.ceil(FEWEST_TOKENS_WALKED / length)))
 
 
-def walked_models(settings: Quantize) -> float:
+def compared_share(shape: DecoderShape) -> float:
+    """The share of every text that the float model reads for a correction: what comes before does not depend on it, in a decoder."""
+    return 1.0 if shape.architecture.bidirectional else COMPARED_SHARE
+
+
+def walked_models(settings: Quantize, shape: DecoderShape) -> float:
     """How many models that text runs through: with a correction, the float one for a share of it too."""
-    return 1 + COMPARED_SHARE * bool(isinstance(settings, Gptq) and settings.correction)
+    return 1 + compared_share(shape) * bool(isinstance(settings, Gptq) and settings.correction)
 
 
 def held_bytes(settings: Quantize, shape: DecoderShape, tokens: int) -> float:
     """Activations that quantizing a model holds at once: of so many tokens, and for a correction of the float model's share of them."""
     return activation_bytes(
-        tokens * walked_models(settings), shape.hidden_size, max(linear.in_features for linear in shape.linears)
+        tokens * walked_models(settings, shape), shape.hidden_size, max(linear.in_features for linear in shape.linears)
     )
 
 
