@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import TypeAdapter
 
 from assay.calibration import framed_tokens
@@ -106,7 +106,10 @@ def _theirs(work: Path, baseline: Path, tokens: torch.Tensor) -> dict[str, Path]
         for path in baseline.glob("*.json"):
             (directory / path.name).write_bytes(path.read_bytes())
         prepared, output = directory / "prepared.onnx", directory / "model.onnx"
-        quant_pre_process(baseline / "model.onnx", prepared, skip_symbolic_shape=True)
+        # One file: its own preparation loses weights that lie beside the graph.
+        graph = ir.load(baseline / "model.onnx")
+        ir.external_data.load_to_model(graph)
+        ir.save(graph, prepared)
         common: dict[str, Any] = {
             "per_channel": True,
             "op_types_to_quantize": ["MatMul"],

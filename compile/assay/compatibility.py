@@ -62,7 +62,7 @@ def check_model(recipe: Recipe, document: Document, base: Path, fetch: bool) -> 
 def _kind_problems(recipe: Recipe, shape: DecoderShape, document: Document) -> list[Problem]:
     """A decoder for a target that takes encoders, or the other way round; a head that nothing here measures."""
     name, target = shape.architecture.class_name, recipe.target.format
-    if is_encoder(shape) != isinstance(recipe.target, OnnxRuntime):
+    if is_encoder(shape) != TARGETS[target].encoders:
         takes = f"{name} is a decoder, and onnxruntime takes encoders; use onnxruntime-genai."
         if is_encoder(shape):
             takes = f"{name} is an encoder, and {target} takes decoders; use onnxruntime."
@@ -199,7 +199,7 @@ def _target_problems(
         )
         problems.append(document.problem(("target", "format"), message))
     if settings.kv_cache is not None and (reason := TARGETS[target].no_kv_cache):
-        message = f"{target} {reason}; remove kv_cache, or compile for compressed-tensors."
+        message = f"{target} {reason}; remove kv_cache{'' if TARGETS[target].encoders else ', or compile for compressed-tensors'}."
         problems.append(document.problem(("quantize", "kv_cache"), message))
     if isinstance(recipe.target, CheckpointTarget) and recipe.target.engine is not None:
         refusals = engine_refusals(target, recipe.target.engine, shape, schemes)

@@ -26,7 +26,7 @@ from assay_evals.evidence import Classified, Embedded, EncoderRow, Evidence, Ret
 from assay_evals.findings import UnmeasurableError, finding
 from assay_evals.quality_findings import RARE, alpha_of, gated_mean, paired_accuracy
 from assay_evals.speed_findings import declared, ratio
-from assay_evals.statistics import Groups, Interval, binomial_lower, binomial_upper, cautious_interval, grouped
+from assay_evals.statistics import Interval, binomial_lower, binomial_upper, cautious_interval, grouped
 from assay_evals.verdict import Row
 from assay_evals.wording import SLICE
 
@@ -80,13 +80,13 @@ def rank_correlation(row: Embedded) -> float:
 def retrieval_agreement(evidence: Evidence) -> Row:
     """Mean over queries of the share of the first passages that both arms find.
 
-    Where fewer than 25 queries differ at all, the exact bound of how many do widens the interval: each could have lost everything.
+    Where fewer than 25 queries differ at all, exact bounds widen the interval.
     """
     rows, alpha = _retrievals(evidence), alpha_of(evidence)
     top = declared_top(evidence)
-    groups = grouped([shared(row, top) for row in rows], [row.document for row in rows])
-    differing = sum(shared(row, top) < 1 for row in rows)
-    interval = _exact_when_rare(groups, cautious_interval(groups, 1 - 2 * alpha), differing, alpha)
+    shares = [shared(row, top) for row in rows]
+    groups = grouped(shares, [row.document for row in rows])
+    interval = _exact_when_rare(cautious_interval(groups, 1 - 2 * alpha), [1 - share for share in shares], alpha)
     return gated_mean("retrieval_agreement", groups, interval, alpha, worse=interval[0])
 
 
@@ -201,18 +201,23 @@ RowOf = TypeVar("RowOf", Retrieved, Classified)
 
 def _share(metric: str, rows: Sequence[RowOf], holds: Callable[[RowOf], bool], evidence: Evidence) -> Row:
     alpha = alpha_of(evidence)
-    groups = grouped([float(holds(row)) for row in rows], [row.document for row in rows])
-    differing = groups.samples - int(groups.sums.sum())
-    interval = _exact_when_rare(groups, cautious_interval(groups, 1 - 2 * alpha), differing, alpha)
+    shares = [float(holds(row)) for row in rows]
+    groups = grouped(shares, [row.document for row in rows])
+    interval = _exact_when_rare(cautious_interval(groups, 1 - 2 * alpha), [1 - share for share in shares], alpha)
     return gated_mean(metric, groups, interval, alpha, worse=interval[0])
 
 
-def _exact_when_rare(groups: Groups, interval: Interval, differing: int, alpha: float) -> Interval:
-    """The interval of a share, widened by the exact bounds of how many differ where they are few; within 0 and 1."""
-    low, high = interval
+def _exact_when_rare(interval: Interval, losses: Sequence[float], alpha: float) -> Interval:
+    """The interval of a share of 1, widened by exact bounds where fewer than 25 samples lost anything; within 0 and 1.
+
+    Below: as many may be lost whole as the bound of those that were allows, none of them too, or lose the most that was seen of one as
+    often as the bound of those that lost anything.  Above: those lost whole are lost.
+    """
+    (low, high), count = interval, len(losses)
+    whole, differing = sum(loss >= 1 for loss in losses), sum(loss > 0 for loss in losses)
     if differing < RARE:
-        low = min(low, 1 - binomial_upper(differing, groups.samples, alpha))
-        high = max(high, 1 - binomial_lower(differing, groups.samples, alpha))
+        most = max(binomial_upper(whole, count, alpha), max(losses) * binomial_upper(differing, count, alpha))
+        low, high = min(low, 1 - most), max(high, 1 - binomial_lower(whole, count, alpha))
     return max(low, 0.0), min(high, 1.0)
 
 

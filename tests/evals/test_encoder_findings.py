@@ -194,6 +194,9 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_few_differences_have_the_exact_bound(encoder: Callable[..., Evidence]) -> None:
     none = findings.retrieval_agreement(encoder(encoded=retrievals(120, 0)))
     assert none.interval == (pytest.approx(1 - binomial_upper(0, 120, 0.05)), 1.0)
+    few = findings.retrieval_agreement(encoder(encoded=retrievals(120, 1, 3)))
+    assert few.interval is not None
+    assert few.interval[0] <= 1 - binomial_upper(1, 120, 0.05), "one lost whole"
     same = findings.class_agreement(encoder(evaluate=CLASSES, encoded=classes(60, 0)))
     assert same.difference == 1.0 and same.interval == (pytest.approx(1 - binomial_upper(0, 60, 0.05)), 1.0)
 

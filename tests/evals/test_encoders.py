@@ -16,12 +16,17 @@ from tiny_encoders import save_encoder, save_encoder_tokenizer
 from assay.calibration import frame_of, framed_tokens
 from assay.errors import UsageError
 from assay.job import load_tokenizer
+from assay.models.checkpoint import Checkpoint
+from assay.models.encoders import encoder_shape
 from assay.progress import Progress
 from assay.recipe import Evaluate, PythonDocsCalibration
+from assay.targets import onnxruntime as target
 from assay.text import Document, python_docs
 from assay_evals.encoders.checks import padding_invariance, same_tokens, unseen_texts
+from assay_evals.encoders.compared import encoder_requests
 from assay_evals.encoders.measure import measure_classes, measure_embeddings, measure_retrieval
 from assay_evals.encoders.texts import EncoderText, select_queries, select_texts
+from assay_evals.speed.measure import measure_speed
 
 RECIPE: dict[str, Any] = {
     "version": 1,
@@ -36,7 +41,7 @@ RECIPE: dict[str, Any] = {
             {"metric": "embedding_cosine", "texts": 60},
             {"metric": "retrieval_agreement", "queries": 40, "query_tokens": 8, "top": 3},
         ],
-        "speed": [{"metric": "encode_throughput", "shapes": [{"batch": 2, "tokens": 16}]}, {"metric": "size_on_disk"}],
+        "speed": [{"metric": "size_on_disk"}],
         "blocks": 3,
     },
     "gate": {"embedding_cosine": {"min": 0.9}, "size_on_disk": {"max_ratio": 2}},
@@ -160,7 +165,6 @@ def test_an_encoder_goes_from_recipe_to_registry(assay: Any, tmp_path: Path) -> 
     assert found["verdict"]["verdict"] == "PASS" and found["published"]["digest"].startswith("sha256:")
     rows = {row["metric"]: row for row in (*found["verdict"]["gates"], *found["verdict"]["reported"])}
     assert 0.99 < rows["embedding_cosine"]["candidate"] < 1
-    assert rows["encode_throughput"]["n"] == 12
     run = Path(found["run"]) if Path(found["run"]).is_absolute() else tmp_path / found["run"]
     manifest = json.loads((run / "artifact" / "manifest.json").read_text())
     assert manifest["coverage"] == 1.0 and manifest["opset"] == 20
@@ -179,15 +183,42 @@ def test_an_encoder_goes_from_recipe_to_registry(assay: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_batches_of_every_shape_are_timed_in_fresh_processes(
+    tmp_path: Path, tokenizer: Any, documents: list[Document]
+) -> None:
+    target.build_baseline(Checkpoint(save_encoder(tmp_path / "model"), encoder_shape), tmp_path / "built")
+    shapes = [{"batch": 2, "tokens": 16}, {"batch": 1, "tokens": 24}]
+    speed = [{"metric": "encode_latency", "shapes": shapes}, {"metric": "encode_throughput", "shapes": shapes[:1]}]
+    evaluate = Evaluate.model_validate_json(json.dumps({"quality": [COSINE], "speed": speed}))
+    requests = encoder_requests(evaluate, documents, tokenizer)
+    assert [(len(one["batch"]), len(one["batch"][0])) for one in requests] == [(2, 16), (1, 24)]
+    assert all(ids[0] == 0 and ids[-1] == 2 for one in requests for ids in one["batch"])
+    arms: Any = {"baseline": tmp_path / "built", "candidate": tmp_path / "built"}
+    runs = list(measure_speed(arms, "onnxruntime", requests, range(1), Progress()))
+    assert [len(run.encodings) for run in runs] == [2] * 4
+    for run in runs:
+        assert [(one.batch, one.tokens, len(one.seconds)) for one in run.encodings] == [(2, 16, 10), (1, 24, 10)]
+        assert all(seconds > 0 for one in run.encodings for seconds in one.seconds if seconds is not None)
+        assert run.generations == () and run.peak_memory_bytes > 10**7
+
+
+def test_memory_and_load_time_have_a_batch_to_load_for(tokenizer: Any, documents: list[Document]) -> None:
+    evaluate = Evaluate.model_validate_json(json.dumps({"quality": [COSINE], "speed": [{"metric": "load_time"}]}))
+    assert len(encoder_requests(evaluate, documents, tokenizer)) == 1
+    silent = Evaluate.model_validate_json(json.dumps({"quality": [COSINE], "speed": [{"metric": "size_on_disk"}]}))
+    assert encoder_requests(silent, documents, tokenizer) == []
+
+
+@pytest.mark.slow
 def test_a_classifier_is_judged_by_its_classes(assay: Any, tmp_path: Path) -> None:
     save_encoder(
         tmp_path / "model", "BertForSequenceClassification", id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}
     )
-    texts = [str(document.content)[:200] for document in python_docs("evaluation")[:40]]
+    texts = [str(document.content)[:200] for document in python_docs("evaluation")[:30]]
     rows = [{"text": text, "kind": index % 2} for index, text in enumerate(texts)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = copy.deepcopy(RECIPE) | {"gate": {"class_agreement": {"min": 0.5}}}
-    quality = [{"metric": "class_agreement", "texts": 40}, {"metric": "class_accuracy", "texts": 40, "label": "kind"}]
+    quality = [{"metric": "class_agreement", "texts": 30}, {"metric": "class_accuracy", "texts": 30, "label": "kind"}]
     recipe["evaluate"] = {
         "text": {"source": "jsonl", "path": "rows.jsonl", "field": "text"},
         "length": 64,
@@ -200,7 +231,7 @@ def test_a_classifier_is_judged_by_its_classes(assay: Any, tmp_path: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     verdict = json.loads(done.stdout)["verdict"]
     found = {row["metric"]: row for row in (*verdict["gates"], *verdict["reported"])}
-    assert found["class_agreement"]["n"] == found["class_accuracy"]["n"] == 40
+    assert found["class_agreement"]["n"] == found["class_accuracy"]["n"] == 30
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"kind": "maybe"}) + "\n" for row in rows))
     wrong = assay("compile", "recipe.yaml", cwd=tmp_path)
     assert (

@@ -249,5 +249,7 @@ def test_every_target_and_every_family_has_its_row() -> None:
     def values(rows: list[Any]) -> list[Any]:
         return [getattr(row, "values", (row,))[0] for row in rows]
 
-    assert {target["format"] for target in values(TARGET_ROWS)} == set(TARGETS)
+    assert {target["format"] for target in values(TARGET_ROWS)} == {
+        name for name, row in TARGETS.items() if not row.encoders
+    }
     assert set(values(FAMILY_ROWS + OTHER_FAMILIES)) == {row.model_type for row in ARCHITECTURES.values()}

@@ -48,7 +48,7 @@ class TargetRow:
     What its format can say: schemes: those it can hold.  one_scheme: all quantized Linears have the same.  every_linear: those of the
     layers are all quantized.  float_head: the head is not.  words: codes fill int32 words along these sides of a weight.
     no_kv_cache: why the key/value cache cannot be quantized; empty where it can.  families: the model types that can be compiled;
-    empty: all.
+    empty: all.  encoders: whether it takes those instead of decoders.
     """
 
     module: str
@@ -61,6 +61,7 @@ class TargetRow:
     words: tuple[Literal["outputs", "inputs"], ...] = ()
     no_kv_cache: str = ""
     families: tuple[str, ...] = ()
+    encoders: bool = False
 
 
 _SOURCE = "as the source"
@@ -81,6 +82,7 @@ TARGETS = {
         "float32",
         (*get_args(GroupedScheme), "W8A8", "W8A8_STATIC"),
         no_kv_cache="runs encoders, which have no key/value cache",
+        encoders=True,
     ),
     "compressed-tensors": TargetRow(
         "assay.targets.compressed_tensors",

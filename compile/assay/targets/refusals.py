@@ -117,7 +117,8 @@ def format_refusals(target: str, shape: DecoderShape, assigned: Assigned) -> Ite
     for scheme in dict.fromkeys(assigned[name].name for name in unknown):
         module = next(name for name in unknown if assigned[name].name == scheme)
         works = ", ".join(row.schemes)
-        yield Refusal(module, f"{target} cannot hold {scheme}; schemes that work: {works}. {other} {scheme}.")
+        elsewhere = "" if row.encoders else f" {other} {scheme}."
+        yield Refusal(module, f"{target} cannot hold {scheme}; schemes that work: {works}.{elsewhere}")
     layers = [linear.name for linear in shape.linears if linear.name != head]
     if row.every_linear and (left := [name for name in layers if name not in assigned]):
         message = f"{target} has no list of Linears that stay as they are, but {_some(left)} would; {other} it, and so does awq."
