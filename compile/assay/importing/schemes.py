@@ -70,7 +70,7 @@ class Format:
     kind: str
     symmetric: bool
     strategy: str
-    group: float | tuple[float | None, ...] | None = None
+    group: int | tuple[int, ...] | None = None
     dynamic: bool | str = False
 
 
@@ -188,12 +188,13 @@ def _format(reading: Reading, arguments: Any, location: Location) -> Format | No
             reading.unknown((*location, key), _ARGUMENTS)
     group = found.get("group_size")
     if group is not None:
-        group = reading.number(group, (*location, "group_size"), -1, 1 << 20, whole=True)
+        group = int(reading.number(group, (*location, "group_size"), -1, 1 << 20, whole=True) or 0)
     strategy = found.get("strategy") or {None: "tensor", -1: "channel"}.get(group, "group")
     group = group if strategy in ("group", "tensor_group") else None
     if (block := found.get("block_structure")) is not None:
         sides = block if isinstance(block, list) else [block]
-        group = tuple(reading.number(side, (*location, "block_structure"), 1, 1 << 20, whole=True) for side in sides)
+        numbers = [reading.number(side, (*location, "block_structure"), 1, 1 << 20, whole=True) for side in sides]
+        group = tuple(int(number or 0) for number in numbers)
     bits = reading.number(found.get("num_bits", 8), (*location, "num_bits"), 1, 16, whole=True)
     kind, dynamic = str(found.get("type", "int")).lower(), found.get("dynamic", False)
     if not isinstance(dynamic, bool | str):
