@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from assay.errors import IntegrityError, NotSupportedError
@@ -129,10 +130,10 @@ def _head(served: Served, backend: str) -> dict[str, Any]:
 def _tensors(served: Served, key: str) -> list[tuple[str, str, list[int]]]:
     """Name, Triton's type and dimensions (−1: any) of the manifest's inputs or outputs."""
     rows = served.manifest.get(key)
+    if rows is None and served.manifest.get("target") == "onnxruntime":
+        rows = _of_graph(served.directory / "model.onnx", key)
     if not isinstance(rows, list) or not rows:
-        raise NotSupportedError(
-            f"{served.directory}: its manifest.json names no {key}, which Triton has to be told. Build it anew."
-        )
+        raise NotSupportedError(f"{served.directory}: its manifest.json names no {key}, which Triton has to be told.")
     tensors: list[tuple[str, str, list[int]]] = []
     for row in cast("list[Mapping[str, Any]]", rows):
         try:
@@ -145,3 +146,21 @@ def _tensors(served: Served, key: str) -> list[tuple[str, str, list[int]]]:
             raise IntegrityError(f"{served.directory}: manifest.json: {name!r} cannot name a tensor.")
         tensors.append((name, kind, [size if isinstance(size, int) and size > 0 else -1 for size in shape]))
     return tensors
+
+
+def _of_graph(model: Path, key: str) -> list[dict[str, Any]]:
+    """The same of a graph that its manifest does not tell of; its weights stay unread."""
+    import onnx_ir as ir
+
+    try:
+        graph = ir.load(model).graph
+    except Exception as error:
+        raise IntegrityError(f"{model}: cannot be read as an ONNX model: {error}") from error
+    return [
+        {
+            "name": value.name,
+            "dtype": str(value.dtype.numpy()) if value.dtype is not None else None,
+            "shape": None if value.shape is None else list(value.shape),
+        }
+        for value in (graph.inputs if key == "inputs" else graph.outputs)
+    ]
