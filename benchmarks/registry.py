@@ -138,13 +138,17 @@ def layout_and_copy(place: Path, size_bytes: int, rounds: int) -> None:
         rows = {
             "skopeo copy to an OCI layout": lambda: cost_of(*copy, f"oci:{fresh(out)}:model"),
             "skopeo copy to a directory": lambda: cost_of(*copy, f"dir:{fresh(out)}"),
+            "skopeo copy to a directory, sync": lambda: shell(
+                'skopeo copy --quiet --src-tls-verify=false "$1" "dir:$2" && sync -f "$2"', source, fresh(out)
+            ),
             "assay pull from docker-registry": lambda: pull("model", fresh(out), address),
         }
         costs = compare(rows, rounds)
     show(costs, size_bytes)
-    best = min(costs[name].wall_seconds for name in rows if name.startswith("skopeo"))
-    ratio = best / costs["assay pull from docker-registry"].wall_seconds
-    print(f"  assay pull: {ratio:.2f} times the rate of the faster skopeo")
+    ours = costs["assay pull from docker-registry"]
+    for name in [name for name in rows if name.startswith("skopeo")]:
+        ratio, of_processor = costs[name].wall_seconds / ours.wall_seconds, costs[name].cpu_seconds / ours.cpu_seconds
+        print(f"  assay pull: {ratio:.2f} times the rate of {name}, by processor time {of_processor:.2f}")
     fresh(out)
     fresh(run)
     fresh(place / "server")
@@ -200,9 +204,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=chosen.directory) as directory:
         place = Path(directory)
         layout_and_copy(place, int(chosen.size * 1e9), chosen.rounds)
-        newer_version(fresh(place / "newer"))
         if chosen.large:
             memory(place, int(chosen.large * 1e9))
+        # Last: a process that is started counts the memory of the one that starts it.
+        newer_version(place / "newer")
 
 
 if __name__ == "__main__":
