@@ -140,6 +140,17 @@ def test_the_baseline_computes_what_transformers_does(encoders: Encoders, name: 
 BOUNDS = {"W8A8": 3e-3, "W8A8_STATIC": 3e-3, "W8A16": 1e-5, "W4A16": 1e-5, "W4A16_ASYM": 1e-5}
 
 
+def assert_told(facts: Mapping[str, Any], directory: Path) -> None:
+    """The manifest tells the tensors that ONNX Runtime finds."""
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    types = {"int64": "tensor(int64)", "float32": "tensor(float)"}
+    for told, found in ((facts["inputs"], session.get_inputs()), (facts["outputs"], session.get_outputs())):
+        assert [(row["name"], types[row["dtype"]], row["shape"]) for row in told] == [
+            (one.name, one.type, one.shape) for one in found
+        ]
+        assert all(row["shape"][0] == "batch" for row in told)
+
+
 @pytest.mark.parametrize(("scheme", "group_size"), SCHEMES)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_candidate_computes_what_its_numbers_say(
@@ -149,6 +160,7 @@ def test_a_candidate_computes_what_its_numbers_say(
     recipe, quantized = quantize(checkpoint, tmp_path / "layers", scheme, group_size)
     realization = target.build_candidate(checkpoint, quantized, recipe, baseline, tmp_path / "out")
     assert {row["scheme"] for row in realization.layers} == {scheme}
+    assert_told(realization.facts, tmp_path / "out")
     inputs = texts()
     mask, found = inputs["attention_mask"], run(tmp_path / "out", inputs)
     error = difference(found, reference(checkpoint, quantized, inputs), mask)
@@ -171,6 +183,8 @@ def test_codes_are_unsigned_where_products_of_bytes_may_saturate(
             realization = target.build_candidate(checkpoint, quantized, recipe, baseline, out)
             kind = "int8" if sets else "uint8"
             assert realization.facts["weight_codes"].startswith(f"{kind}: ")
+            instructions = realization.requires.get("instruction_sets", [])
+            assert instructions == (["amx_int8|asimd|avx512_vnni|avx_vnni"] if sets else [])
             codes = [value for value in ir.load(out / "model.onnx").graph.initializers if value.endswith("weight_Q8")]
             values = ir.load(out / "model.onnx").graph.initializers[codes[0]].const_value
             assert values is not None and values.dtype == getattr(ir.DataType, kind.upper())

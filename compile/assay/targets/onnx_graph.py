@@ -6,7 +6,8 @@ zero points packed along K / block; weight (code − zero point) · scale, absen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -113,3 +114,14 @@ def _largest_block(columns: int) -> int:
         if columns % block == 0:
             return block
     raise NotSupportedError(f"MatMulNBits needs an input size that 16 divides, not {columns}.")
+
+
+def tensors(values: Iterable[ir.Value]) -> list[dict[str, Any]]:
+    """A graph's inputs or outputs as the manifest tells them: name, type as numpy calls it, shape; a free axis is its name."""
+    rows: list[dict[str, Any]] = []
+    for value in values:
+        if value.dtype is None or value.shape is None:
+            raise AssayError(f"{value.name}: the graph does not tell its type and shape.")
+        shape = [dim if isinstance(dim, int) else str(dim) for dim in value.shape]
+        rows.append({"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape})
+    return rows

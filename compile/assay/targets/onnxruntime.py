@@ -48,6 +48,7 @@ from assay.targets.onnx_graph import (
     put_in_place,
     replace_tensor,
     stored_nbits,
+    tensors,
 )
 from assay.targets.onnxruntime_export import DATA, MODEL, OPSET
 from assay.targets.realized import Realization, StoredLinear, verify
@@ -133,7 +134,17 @@ def build_candidate(
             shutil.copyfile(path, destination / path.name)
     found = verify(checkpoint.shape, assigned, quantized.modules, read_back(destination, checkpoint.shape))
     facts = _facts(checkpoint, assigned, unsaturated)
-    return replace(found, requires=built_with("onnxruntime"), facts=facts)
+    facts |= {"inputs": tensors(model.graph.inputs), "outputs": tensors(model.graph.outputs)}
+    requires = built_with("onnxruntime")
+    if unsaturated and _integer_products(assigned):
+        # What was measured here is not what saturating products compute.
+        requires["instruction_sets"] = ["|".join(sorted(_UNSATURATED))]
+    return replace(found, requires=requires, facts=facts)
+
+
+def _integer_products(assigned: Mapping[str, WeightScheme]) -> bool:
+    """Whether any product is one of integers."""
+    return any(scheme.activations is not None for scheme in assigned.values())
 
 
 def _facts(checkpoint: Checkpoint, assigned: Mapping[str, WeightScheme], unsaturated: bool) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def _facts(checkpoint: Checkpoint, assigned: Mapping[str, WeightScheme], unsatur
         "runtime_version": metadata.version("onnxruntime"),
         "encoder": encoder_settings(checkpoint),
     }
-    if any(scheme.activations is not None for scheme in assigned.values()):
+    if _integer_products(assigned):
         rule = (
             "int8: built on a processor whose products of bytes do not saturate; one that has none (x86 with neither VNNI nor AMX) may "
             "lose quality with it: build there."
