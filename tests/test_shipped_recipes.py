@@ -12,7 +12,7 @@ from assay.models.architectures import decoder_shape
 from assay.recipe_file import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
-# From each model's config.json on the Hub.
+# What the published config.json of each model says of its shape.
 CONFIGS: dict[str, dict[str, Any]] = {
     "hf:meta-llama/Llama-3.1-8B-Instruct": {
         "architectures": ["LlamaForCausalLM"],
