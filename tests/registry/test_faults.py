@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,30 @@ def test_a_lie_about_the_length_ends_in_an_error(stored: str, proxy: FaultProxy,
     with contextlib.suppress(AssayError):  # a short answer may be completed by many of them
         repository.fetch(BLOB, tmp_path / "always")
         assert (tmp_path / "always").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_sends_a_few_bytes_at_a_time_is_given_up(stored: str, proxy: FaultProxy, ranges: bool) -> None:
+    def crumb(_: str) -> Fault:
+        wanted = re.search(r"(?i)range: bytes=(\d+)-", proxy.heads[-1])
+        at = int(wanted[1]) if wanted else 0
+        if ranges and wanted:
+            said = answer(206, DATA[at : at + 10], Content_Range=f"bytes {at}-{at + 9}/{len(DATA)}")
+        else:
+            said = answer(200, DATA[: 10 * (len(proxy.heads))])
+        return Fault(answer=said)
+
+    proxy.heads.clear()
+    proxy.plan = crumb
+    with pytest.raises(UnreachableError, match=rf"ended {len(DATA) - 60} bytes short .*tried 6 times"):
+        open_registry(stored).repository("small").copy_blob(BLOB, None)
+    assert len(proxy.heads) == 6
+
+
+def test_a_blob_that_is_shorter_on_a_server_is_damage(stored: str, proxy: FaultProxy) -> None:
+    proxy.plan = lambda _: Fault(answer=answer(200, DATA[:1000]))
+    with pytest.raises(IntegrityError, match=rf"ends {len(DATA) - 1000} bytes short"):
+        open_registry(stored).repository("small").copy_blob(BLOB, None)
 
 
 def test_more_than_promised_is_not_taken(stored: str, proxy: FaultProxy, tmp_path: Path) -> None:

@@ -216,6 +216,18 @@ def test_a_download_that_breaks_off_goes_on_where_it_did(run: Path, hub: Hub, tm
     assert hub.breaks == []
 
 
+def test_a_hub_that_sends_a_few_bytes_at_a_time_is_given_up(
+    make_run: Callable[..., Path], hub: Hub, tmp_path: Path
+) -> None:
+    run = make_run(files={"model.onnx": bytes(1000)})
+    publish_run(run)
+    hub.crumb = 10
+    with pytest.raises(UnreachableError, match=r"bytes short of its \d+.*tried 6 times"):
+        pull("hf://team", "small", tmp_path / "out")
+    hub.crumb = 300
+    assert pull("hf://team", "small", tmp_path / "out").created
+
+
 def test_models_of_others_are_not_overwritten(run: Path, hub: Hub) -> None:
     hub.add("models", "team/small", {"README.md": b"# Soon\n", ".gitattributes": b""})
     publish_run(run)

@@ -220,6 +220,19 @@ def test_a_download_that_breaks_off_goes_on_where_it_did(run: Path, place: Place
     assert store.cut == []
 
 
+def test_a_store_that_sends_a_few_bytes_at_a_time_is_given_up(place: Place, store: Store) -> None:
+    repository = create_registry(place.address).repository("small")
+    blob = part("file", "text/plain", os.urandom(1000))
+    repository.put(blob)
+    store.requests.clear()
+    store.crumb = 10
+    with pytest.raises(UnreachableError, match=r"ended 940 bytes short of its 1000.*tried 6 times"):
+        repository.copy_blob(blob.descriptor, None)
+    assert len(store.requests) == 6
+    store.crumb = 300
+    repository.copy_blob(blob.descriptor, None)
+
+
 def test_a_damaged_blob_is_mended_by_publishing_again(run: Path, place: Place, store: Store, tmp_path: Path) -> None:
     receipt = publish(run / "artifact", run, place.address, "small")
     for key, data in blobs_of(store).items():

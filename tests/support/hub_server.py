@@ -63,7 +63,7 @@ class Hub:
     breaks: the same for single files that are not Assay's own, one entry per answer.  before: called with method and path of
     each request; a status that it returns is the answer.  after: the same for requests to the API, when they were carried
     out.  token: who has it is the user "org", of the organization "team", and may write; without one everybody may.
-    lock: held while a request to the API is answered.
+    crumb: how many bytes of a file arrive with each answer, which ends well.  lock: held while a request to the API is answered.
     """
 
     url: str
@@ -72,6 +72,7 @@ class Hub:
     status: int | None = None
     cut: int | None = None
     breaks: list[int] = field(default_factory=list)
+    crumb: int | None = None
     before: Callable[[str, str], int | None] | None = None
     after: Callable[[str, str], int | None] | None = None
     token: str | None = None
@@ -302,6 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if hub.after and path.startswith("/api/") and (instead := hub.after(self.command, path)):
             status, headers, data = instead, {}, b""
+        if hub.crumb and self.command == "GET" and "/resolve/" in path and "/.assay/" not in path:
+            data = data[: hub.crumb]
+            headers = {key: value for key, value in (headers or {}).items() if key != "Content-Length"}
         self.send_response(status, HTTPStatus(status).phrase)
         for key, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(key, value)

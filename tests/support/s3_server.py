@@ -23,7 +23,7 @@ class Store:
     before: called with method, path and query of each request; a status and an error code that it returns are the answer.
     after: the same, when the request was carried out.
     cut: how many bytes of the next objects arrive before the line breaks, one entry per answer.  conditional: whether
-    the conditions of a write are kept to.
+    the conditions of a write are kept to.  crumb: how many bytes of an object arrive with each answer, which ends well.
     """
 
     url: str
@@ -31,6 +31,7 @@ class Store:
     after: Callable[[str, str, str], tuple[int, str] | None] | None = None
     cut: list[int] = field(default_factory=list)
     conditional: bool = True
+    crumb: int | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
 
     def client(self) -> Any:
@@ -79,6 +80,9 @@ def running_store() -> Iterator[Store]:
             body = b"".join(moto(environ, lambda *arguments: held.append(arguments)))
         if store.after and (refused := store.after(method, path, query)):
             return _refuse(refused, start_response)
+        if store.crumb and method == "GET" and "/blobs/" in path:
+            (status, headers, *_), body = held[-1], body[: store.crumb]
+            held.append((status, [pair for pair in headers if pair[0].lower() != "content-length"]))
         start_response(*held[-1])
         if store.cut and method == "GET" and "/blobs/" in path:
             return _broken(body[: store.cut.pop(0)])

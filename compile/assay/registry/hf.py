@@ -149,7 +149,7 @@ class HubRepository(IndexedRepository):
         if commit is None:
             raise IntegrityError(f"{self.where(descriptor)}: {_FACTS} does not tell the commit of this file's model.")
         stream = ResumingStream(
-            lambda position: self._hub.pieces(self._repo, commit, path, position),
+            lambda position: self._hub.rest(self._repo, commit, path, position),
             descriptor.size,
             self.where(descriptor),
             self._hub.broken,

@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from assay.errors import AccessDeniedError, AssayError, IntegrityError, UnreachableError, UsageError
 from assay.files import CHUNK_BYTES
-from assay.registry.stream import read_whole
+from assay.registry.stream import Rest, read_whole
 
 MAIN: Final = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -122,13 +122,11 @@ class Hub:
         """A small file's bytes, up to one more than the limit; None when there is none."""
         where = f"{self.location}: {path} of {repo}"
         try:
-            return read_whole(
-                lambda position: self.pieces(repo, commit, path, position), limit_bytes, where, self.broken
-            )
+            return read_whole(lambda position: self.rest(repo, commit, path, position), limit_bytes, where, self.broken)
         except MissingError:
             return None
 
-    def pieces(self, repo: str, commit: str, path: str, position: int) -> Iterator[bytes]:
+    def rest(self, repo: str, commit: str, path: str, position: int) -> Rest:
         """A file of a commit from a byte on.  The request is sent now, so that what is missing shows now."""
         url = f"{self._api.endpoint}/{repo}/resolve/{commit}/{quote(path)}"
         headers = self._utils.build_hf_headers(library_name="assay") | {"Accept-Encoding": "identity"}
@@ -150,8 +148,9 @@ class Hub:
                     f"{self.location}: {what} is missing from {repo}: {path} at {commit[:12]}. Publish the artifact again."
                 ) from error
             begins = answer.headers.get("Content-Range", "bytes 0-").removeprefix("bytes ").partition("-")[0]
-            skipped = position - int(begins) if begins.isdigit() else 0
-            return _read_answer(answer, stack.pop_all(), skipped)
+            # Not closed by `with`: the library would take an error of the body for one of its own request.
+            pieces = answer.iter_raw(CHUNK_BYTES)
+            return Rest(pieces, stack.pop_all().close, int(begins) if begins.isdigit() else position)
 
     def tags(self, repo: str) -> dict[str, str]:
         """Tag → commit, as git has them."""
@@ -246,15 +245,3 @@ class Hub:
 
 class MissingError(IntegrityError):
     """A file or a commit is not there."""
-
-
-def _read_answer(answer: Any, opened: contextlib.ExitStack, skipped: int) -> Iterator[bytes]:
-    """The pieces of an answer, without those bytes at its start that were not asked for."""
-    try:
-        for piece in answer.iter_raw(CHUNK_BYTES):
-            if skipped < len(piece):
-                yield piece[skipped:]
-            skipped = max(0, skipped - len(piece))
-    finally:
-        # Not by `with`: the library would take an error of the body for one of its own request.
-        opened.close()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import BinaryIO, Final, cast
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -30,7 +30,8 @@ from assay.registry.index import Entry, Index, parse_index
 from assay.registry.modelpack import describe_model
 from assay.registry.oci import INDEX_TYPE, MANIFEST_TYPE, Descriptor, parse_json
 from assay.registry.reference import Address, Reference, check_move, is_name, is_tag, parse_address, some_of
-from assay.registry.transport import Answer, Patience, Transport, is_loopback, repeatable
+from assay.registry.stream import Rest, ResumingStream
+from assay.registry.transport import Answer, AttemptError, Patience, Transport, is_loopback, repeatable
 
 STREAMS: Final = 4
 _HOST = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:\d{1,5})?")
@@ -157,9 +158,14 @@ class RemoteRepository(Repository):
         return data
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
-        raw = _BlobStream(self._transport, self._blob(descriptor), self._scope, self.where(descriptor), descriptor.size)
-        raw.start(offset)
-        return cast("BinaryIO", io.BufferedReader(raw, CHUNK_BYTES))
+        stream = ResumingStream(
+            lambda position: self._rest(descriptor, position),
+            descriptor.size,
+            self.where(descriptor),
+            (AttemptError,),
+            offset,
+        )
+        return cast("BinaryIO", io.BufferedReader(stream, CHUNK_BYTES))
 
     def where(self, descriptor: Descriptor) -> str:
         return f"{self.location}/{self.name}@{descriptor.digest}"
@@ -240,6 +246,35 @@ class RemoteRepository(Repository):
         if answer.status not in (200, 404):
             raise AssayError(self._transport.failure("HEAD", url, answer))
         return answer.status == 200 and answer.headers.get("content-length") in (None, str(descriptor.size))
+
+    def _rest(self, descriptor: Descriptor, position: int) -> Rest:
+        """A blob from a byte on; AttemptError when asking again may help."""
+        url, where = self._blob(descriptor), self.where(descriptor)
+        headers = {"Range": f"bytes={position}-"} if position else {}
+        with contextlib.ExitStack() as stack:
+            try:
+                response = stack.enter_context(self._transport.open("GET", url, self._scope, headers=headers))
+                status = response.status_code
+                if status in (404, 416):
+                    what = "missing" if status == 404 else f"shorter than the {descriptor.size} bytes promised"
+                    raise IntegrityError(f"{where}: this blob is {what}. Publish the artifact again.")
+                here = response.headers.get("content-range", "").startswith(f"bytes {position}-")
+                if status == 200 or (status == 206 and here):
+                    pieces = self._pieces(response)
+                    return Rest(pieces, stack.pop_all().close, position if status == 206 else 0)
+                answer = self._transport.read(response)
+            except httpx2.TransportError as error:
+                raise AttemptError(self._transport.describe(error)) from error
+        failure = self._transport.failure("GET", url, answer)
+        if repeatable(status):
+            raise AttemptError(failure, answer.headers.get("retry-after"))
+        raise AssayError(failure)
+
+    def _pieces(self, response: httpx2.Response) -> Iterator[bytes]:
+        try:
+            yield from response.iter_raw()
+        except httpx2.TransportError as error:
+            raise AttemptError(self._transport.describe(error)) from error
 
     def _upload(self, part: Part) -> tuple[str, str | None] | None:
         """One attempt; a failure that may pass, with the server's Retry-After, or None when it is done."""
@@ -339,94 +374,6 @@ class RemoteRepository(Repository):
         )
 
 
-class _BlobStream(io.RawIOBase):
-    """A blob's bytes from an offset on.  A connection that breaks is made again, for the rest."""
-
-    def __init__(self, transport: Transport, url: str, scope: str, where: str, size: int) -> None:
-        self._transport = transport
-        self._url, self._scope, self._where = url, scope, where
-        self._size = size
-        self._position = 0
-        self._kept = 0
-        self._patience = Patience()
-        self._response = contextlib.ExitStack()
-        self._chunks: Iterator[bytes] | None = None
-        self._rest = memoryview(b"")
-
-    def start(self, offset: int) -> None:
-        """Connect, so that what is not there shows now."""
-        self._position = self._kept = offset
-        if offset and offset >= self._size:
-            self._chunks = iter(())  # a server has no answer for a range of nothing
-        self._connect()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        target = memoryview(buffer).cast("B")
-        while not self._rest:
-            if self._chunks is None:
-                self._connect()
-                continue
-            try:
-                chunk = next(self._chunks, b"")
-            except httpx2.TransportError as error:
-                if self._position >= self._size:  # all of it came: what else the server promised does not matter
-                    return 0
-                self._break(self._transport.describe(error))
-                continue
-            if not chunk and self._position >= self._size:
-                return 0
-            if not chunk:
-                self._break(f"{self._where}: ended {self._size - self._position} bytes short of its {self._size}.")
-            self._rest = memoryview(chunk)
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        self._position += count
-        if self._position - self._kept >= CHUNK_BYTES:
-            self._kept = self._position
-            self._patience.progress()
-        return count
-
-    def close(self) -> None:
-        self._response.close()
-        super().close()
-
-    def _break(self, failure: str, retry_after: str | None = None) -> None:
-        self._response.close()
-        self._chunks = None
-        self._patience.wait(failure, retry_after)
-
-    def _connect(self) -> None:
-        while self._chunks is None:
-            headers = {"Range": f"bytes={self._position}-"} if self._position else {}
-            try:
-                response = self._response.enter_context(
-                    self._transport.open("GET", self._url, self._scope, headers=headers)
-                )
-                self._chunks = self._body(response)
-            except httpx2.TransportError as error:
-                self._break(self._transport.describe(error))
-
-    def _body(self, response: httpx2.Response) -> Iterator[bytes] | None:
-        """The body from our position on; None when asking again may help, after a wait."""
-        status = response.status_code
-        if status == 206 and response.headers.get("content-range", "").startswith(f"bytes {self._position}-"):
-            return response.iter_raw()
-        if status == 200:
-            return _skip(response.iter_raw(), self._position)
-        if status in (404, 416):
-            what = "missing" if status == 404 else f"shorter than the {self._size} bytes promised"
-            raise IntegrityError(f"{self._where}: this blob is {what}. Publish the artifact again.")
-        answer = self._transport.read(response)
-        if repeatable(status):
-            self._break(self._transport.failure("GET", self._url, answer), answer.headers.get("retry-after"))
-            return None
-        raise AssayError(self._transport.failure("GET", self._url, answer))
-
-
 def list_pages(transport: Transport, url: str, key: str, scope: str) -> list[str] | None:
     """All texts of a paged list; None when the server has no such list."""
     found: list[str] = []
@@ -455,14 +402,6 @@ def _next_page(answer: Answer) -> str | None:
         return None
     parts = urlsplit(found[1])
     return f"{parts.path}?{parts.query}"
-
-
-def _skip(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
-    """Leave out the first bytes: the server sent all of it although a part was asked for."""
-    for chunk in chunks:
-        if count < len(chunk):
-            yield chunk[count:]
-        count = max(0, count - len(chunk))
 
 
 def _content_of(part: Part) -> Iterator[bytes]:

@@ -41,7 +41,7 @@ from assay.registry.indexed import IndexedRepository
 from assay.registry.modelpack import describe_model
 from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe, parse_json
 from assay.registry.reference import Reference, parse_address
-from assay.registry.stream import ResumingStream, read_whole, step_aside
+from assay.registry.stream import Rest, ResumingStream, read_whole, step_aside
 
 STREAMS: Final = 4
 # A blob up to this long is one request; a longer one goes up in parts of it, or larger where it would take too many.
@@ -166,7 +166,7 @@ class S3Registry(Registry):
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
         """A blob's bytes, not verified but for their number."""
         stream = ResumingStream(
-            lambda position: self._pieces(descriptor, position),
+            lambda position: self._rest(descriptor, position),
             descriptor.size,
             self.blob_address(descriptor),
             _broken(),
@@ -272,7 +272,7 @@ class S3Registry(Registry):
         """The ETag and the bytes of a small object; no bytes when it is still the version `unless`; None when there is none."""
         etag = ""
 
-        def connect(_: int) -> Iterator[bytes]:
+        def connect(_: int) -> Rest:
             nonlocal etag
             condition = {"IfNoneMatch": unless} if unless else {}
             try:
@@ -281,7 +281,7 @@ class S3Registry(Registry):
                 # The library has asked again by itself: only an answer that breaks off is asked for again here.
                 raise _explain_library(self.location, error) from error
             etag = str(answer["ETag"])
-            return _read_body(answer["Body"], 0)
+            return _rest_in(answer["Body"])
 
         with self._explained():
             try:
@@ -403,12 +403,13 @@ class S3Registry(Registry):
                 if datetime.now(UTC) - upload["Initiated"] > _ABANDONED_AFTER:
                     self._give_up({"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
 
-    def _pieces(self, descriptor: Descriptor, position: int) -> Iterator[bytes]:
+    def _rest(self, descriptor: Descriptor, position: int) -> Rest:
         """A blob from a byte on.  The request is sent now, so that what is missing shows now."""
         key = self._prefix + _blob(descriptor)
         with self._explained():
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={position}-")
+                wanted = {"Range": f"bytes={position}-"} if position else {}
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **wanted)
             except _client_error() as error:
                 if _code(error) in _ABSENT | {"InvalidRange", "416"}:
                     raise IntegrityError(
@@ -417,7 +418,7 @@ class S3Registry(Registry):
                     ) from error
                 raise
         begins = str(answer.get("ContentRange", "bytes 0-")).removeprefix("bytes ").partition("-")[0]
-        return _read_body(answer["Body"], position - int(begins) if begins.isdigit() else 0)
+        return _rest_in(answer["Body"], int(begins) if begins.isdigit() else position)
 
     @contextlib.contextmanager
     def _explained(self) -> Generator[None]:
@@ -514,13 +515,9 @@ def _read_parts(part: Part) -> Iterator[bytes]:
     yield held
 
 
-def _read_body(body: Any, skipped: int) -> Iterator[bytes]:
-    """The pieces of an answer, without those bytes at its start that were not asked for."""
-    with contextlib.closing(body):
-        while piece := cast("bytes", body.read(CHUNK_BYTES)):
-            if skipped < len(piece):
-                yield piece[skipped:]
-            skipped = max(0, skipped - len(piece))
+def _rest_in(body: Any, begins: int = 0) -> Rest:
+    """The body of an answer, in pieces."""
+    return Rest(iter(lambda: cast("bytes", body.read(CHUNK_BYTES)), b""), body.close, begins)
 
 
 def _blob(descriptor: Descriptor) -> str:

@@ -6,17 +6,33 @@ import io
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from assay.errors import AssayError
 from assay.files import CHUNK_BYTES
-from assay.registry.transport import Patience
+from assay.registry.transport import AttemptError, Patience
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# From a byte on, the pieces that follow; closed when they are no longer wanted.
-Connect = Callable[[int], Iterator[bytes]]
+
+@dataclass(frozen=True)
+class Rest:
+    """What a server sends of something.
+
+    begins: the byte that the pieces begin with; before the one that was asked for, where a server has no ranges.
+    close: hangs up, whether the pieces were read or not.
+    """
+
+    pieces: Iterator[bytes]
+    close: Callable[[], object]
+    begins: int = 0
+
+
+# Asks for the rest from a byte on.
+Connect = Callable[[int], Rest]
 
 
 def step_aside(attempt: int) -> None:
@@ -28,7 +44,9 @@ class ResumingStream(io.RawIOBase):
     """The bytes of something `size_bytes` long, from an offset on, not verified.
 
     connect: asks for the rest; `broken`: the errors of it, and of its pieces, after which to ask again.
-    What is not there shows when the stream is made.  UnreachableError when it breaks again and again without getting on.
+    What is not there shows when the stream is made.  An answer that ends short counts as a failed attempt, as one that
+    breaks does: UnreachableError after ATTEMPTS of them without CHUNK_BYTES of progress.  A server that has nothing at the
+    same byte twice has no more: the stream ends there, which whoever verifies will say.
     """
 
     def __init__(
@@ -41,7 +59,8 @@ class ResumingStream(io.RawIOBase):
         self._where = where
         self._patience = Patience()
         self._ended: int | None = None
-        self._rest = memoryview(b"")
+        self._piece = memoryview(b"")
+        self._line = ExitStack()
         self._pieces: Iterator[bytes] | None = None
         self._open()
 
@@ -50,19 +69,18 @@ class ResumingStream(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         target = memoryview(buffer).cast("B")
-        while not self._rest:
+        while not self._piece:
             piece = self._next()
             if not piece and (self._position >= self._size or self._position == self._ended):
                 return 0
             if not piece:
-                # It ended well, and short: the line broke unnoticed, or there is no more, which whoever verifies will say.
                 self._ended = self._position
-                self._hang_up()
-                continue
-            self._rest = memoryview(piece)
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
+                missing = self._size - self._position
+                self._break(AttemptError(f"{self._where}: ended {missing} bytes short of its {self._size}."))
+            self._piece = memoryview(piece)
+        count = min(len(target), len(self._piece))
+        target[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
         self._position += count
         if self._position - self._kept >= CHUNK_BYTES:
             self._kept = self._position
@@ -70,38 +88,42 @@ class ResumingStream(io.RawIOBase):
         return count
 
     def close(self) -> None:
-        self._hang_up()
+        self._line.close()
         super().close()
 
     def _next(self) -> bytes:
+        """The next piece; empty when the answer has ended."""
         while True:
-            if self._pieces is None:
-                self._open()
             try:
-                return next(cast("Iterator[bytes]", self._pieces), b"")
+                return next(self._open(), b"")
             except self._broken as error:
-                self._break(_describe(error))
+                if self._position >= self._size:  # all of it came: what else the server promised does not matter
+                    return b""
+                self._break(error)
 
-    def _open(self) -> None:
+    def _open(self) -> Iterator[bytes]:
         while self._pieces is None:
-            if self._position >= self._size:
+            if self._position and self._position >= self._size:
                 # There is no rest that a server could be asked for.
                 self._pieces = iter(())
-                return
+                break
             try:
-                self._pieces = self._connect(self._position)
+                rest = self._connect(self._position)
             except self._broken as error:
-                self._break(_describe(error))
+                self._break(error)
+                continue
+            self._line.callback(rest.close)
+            if rest.begins > self._position:
+                raise AssayError(
+                    f"{self._where}: asked for the bytes from {self._position} on, sent from {rest.begins}."
+                )
+            self._pieces = _skip(rest.pieces, self._position - rest.begins)
+        return self._pieces
 
-    def _break(self, failure: str) -> None:
-        self._hang_up()
-        self._patience.wait(f"{self._where}: {failure}")
-
-    def _hang_up(self) -> None:
-        if hasattr(self._pieces, "close"):
-            with closing(cast("Any", self._pieces)):
-                pass
+    def _break(self, error: Exception) -> None:
+        self._line.close()
         self._pieces = None
+        _wait(self._patience, error, self._where)
 
 
 def read_whole(connect: Connect, limit_bytes: int, where: str, broken: tuple[type[Exception], ...]) -> bytes:
@@ -110,13 +132,26 @@ def read_whole(connect: Connect, limit_bytes: int, where: str, broken: tuple[typ
     while True:
         data = bytearray()
         try:
-            with closing(cast("Any", connect(0))) as pieces:
-                while len(data) <= limit_bytes and (piece := next(pieces, b"")):
+            with ExitStack() as line:
+                rest = connect(0)
+                line.callback(rest.close)
+                while len(data) <= limit_bytes and (piece := next(rest.pieces, b"")):
                     data += piece
             return bytes(data[: limit_bytes + 1])
         except broken as error:
-            patience.wait(f"{where}: {_describe(error)}")
+            _wait(patience, error, where)
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _skip(pieces: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """Leave out the first bytes."""
+    for piece in pieces:
+        if count < len(piece):
+            yield piece[count:]
+        count = max(0, count - len(piece))
+
+
+def _wait(patience: Patience, error: Exception, where: str) -> None:
+    if isinstance(error, AttemptError):
+        patience.wait(str(error), error.retry_after)
+    else:
+        patience.wait(f"{where}: {type(error).__name__}: {error}")

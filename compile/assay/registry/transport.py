@@ -64,6 +64,14 @@ class Answer:
         return self.reason().startswith(code + ":")
 
 
+class AttemptError(Exception):
+    """What failed and may go well when it is tried again.  retry_after: what the server said of when."""
+
+    def __init__(self, failure: str, retry_after: str | None = None) -> None:
+        super().__init__(failure)
+        self.retry_after = retry_after
+
+
 class Patience:
     """How often to try again, and how long to wait before."""
 
