@@ -1,6 +1,6 @@
 """What publishing and pulling cost beside plain copying, what they need of memory, and what a newer version moves.
 
-    taskset -c 1 .venv/bin/python benchmarks/registry.py [--directory DIR] [--size 1.0] [--rounds 3] [--large 4.0]
+    taskset -c 1 .venv/bin/python benchmarks/registry.py [--directory DIR] [--size 1.0] [--rounds 3] [--large 4.0] [--server-only]
 
 Publishes to and pulls from a layout, beside `cp -r` and `sha256sum` of the same files; pulls from Debian's docker-registry on loopback,
 beside `skopeo copy` of the same artifact.  Each in a process of its own, in turns, in each round; the medians of wall clock and processor
@@ -110,8 +110,7 @@ def fresh(path: Path) -> Path:
     return path
 
 
-def layout_and_copy(place: Path, size_bytes: int, rounds: int) -> None:
-    run = write_run(place / "run", 4, size_bytes // 4)
+def layout_and_copy(place: Path, run: Path, size_bytes: int, rounds: int) -> None:
     artifact, store, out = run / "artifact", place / "store", place / "out"
     hashed = 'cp -r "$1" "$2" && find "$2" -type f -print0 | xargs -0 '
     rows = {
@@ -130,6 +129,10 @@ def layout_and_copy(place: Path, size_bytes: int, rounds: int) -> None:
         print(f"  {name}: {plain / costs[name].wall_seconds:.2f} times the rate of cp and sha256sum")
     fresh(store)
     fresh(out)
+
+
+def server_and_skopeo(place: Path, run: Path, size_bytes: int, rounds: int) -> None:
+    out = place / "out"
     with running_oci_server(place / "server") as server:
         address = f"oci://{server.host}/bench"
         show({"assay publish to docker-registry": publish(run, address, "model")}, size_bytes)
@@ -199,11 +202,18 @@ def main() -> None:
     options.add_argument("--size", type=float, default=1.0, help="GB")
     options.add_argument("--large", type=float, default=4.0, help="GB")
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--server-only", action="store_true", help="compare with skopeo, and nothing else")
     chosen = options.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory(dir=chosen.directory) as directory:
         place = Path(directory)
-        layout_and_copy(place, int(chosen.size * 1e9), chosen.rounds)
+        size_bytes = int(chosen.size * 1e9)
+        run = write_run(place / "run", 4, size_bytes // 4)
+        if not chosen.server_only:
+            layout_and_copy(place, run, size_bytes, chosen.rounds)
+        server_and_skopeo(place, run, size_bytes, chosen.rounds)
+        if chosen.server_only:
+            return
         if chosen.large:
             memory(place, int(chosen.large * 1e9))
         # Last: a process that is started counts the memory of the one that starts it.

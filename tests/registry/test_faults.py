@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from fault_proxy import Fault, FaultProxy, answer, running_fault_proxy
@@ -156,6 +157,21 @@ def test_a_lie_about_the_length_ends_in_an_error(stored: str, proxy: FaultProxy,
     with contextlib.suppress(AssayError):  # a short answer may be completed by many of them
         repository.fetch(BLOB, tmp_path / "always")
         assert (tmp_path / "always").read_bytes() == DATA
+
+
+def test_a_blob_that_the_server_has_in_another_repository_need_not_be_sent(
+    stored: str, address: str, proxy: FaultProxy
+) -> None:
+    other = create_registry(address).repository("other")
+    proxy.plan = once(
+        Fault(answer=answer(201)), method="POST", where=f"/other/blobs/uploads/?mount={quote(BLOB.digest)}"
+    )
+    other.put(Part(BLOB, DATA))
+    assert [line.split()[0] for line in proxy.seen] == ["HEAD", "POST"]
+    # docker-registry does not look for it.
+    other.put(Part(BLOB, DATA))
+    assert [line.split()[0] for line in proxy.seen] == ["HEAD", "POST", "HEAD", "POST", "PUT"]
+    other.copy_blob(BLOB, None)
 
 
 @pytest.mark.parametrize("ranges", [True, False])

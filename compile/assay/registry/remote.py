@@ -279,7 +279,7 @@ class RemoteRepository(Repository):
     def _upload(self, part: Part) -> tuple[str, str | None] | None:
         """One attempt; a failure that may pass, with the server's Retry-After, or None when it is done."""
         descriptor, url = part.descriptor, f"{self._root}/blobs/uploads/"
-        # Servers that know the blob from another repository may take it from there.
+        # Without `from`, which nothing tells: servers may look for the blob in other repositories themselves.
         answer = self._send("POST", f"{url}?mount={quote(descriptor.digest)}", headers={"Content-Length": "0"})
         if answer.status == 201:
             return None
