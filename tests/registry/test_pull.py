@@ -12,6 +12,7 @@ import pytest
 from assay.artifact import bundle_digest, directory_digest
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, copy_bytes, sha256_bytes
+from assay.registry import base
 from assay.registry.layout import Layout
 from assay.registry.oci import MANIFEST_TYPE, describe
 from assay.registry.publish import Receipt, publish
@@ -283,6 +284,27 @@ def test_a_config_that_is_too_long_is_not_read(receipt: Receipt, registry: Path,
     point_at(registry, canonical_json(value))
     with pytest.raises(IntegrityError, match="at most 4194304"):
         pull(registry, "small", tmp_path / "out")
+
+
+def test_each_file_is_synced_before_it_is_read_back(
+    receipt: Receipt, registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, read_back = os.fsync, base.copy_verified
+
+    def note_sync(descriptor: int) -> None:
+        order.append("sync")
+        sync(descriptor)
+
+    def note_read(source: BinaryIO, sink: BinaryIO | None, *about: Any) -> None:
+        if sink is None:
+            order.append("read back")
+        read_back(source, sink, *about)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(base, "copy_verified", note_read)
+    files = len(pull(registry, "small", tmp_path / "out").files)
+    assert order[: 2 * files] == ["sync", "read back"] * files
 
 
 def test_a_disk_that_loses_a_bit_is_seen(

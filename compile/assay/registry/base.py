@@ -156,7 +156,7 @@ class Repository(ABC):
 
     @final
     def fetch(self, descriptor: Descriptor, path: Path, stop: threading.Event | None = None) -> int:
-        """Copy a blob into a file, after what the file has of it, and verify what lies on the disk then.
+        """Copy a blob into a file, after what the file has of it, sync it, and verify what lies on the disk then.
 
         Returns the bytes that came from the registry.  A file that turns out to have begun with other bytes is begun
         anew once.  stop: when set, the copying ends, and what was copied stays.
@@ -172,6 +172,8 @@ class Repository(ABC):
                 if stop and stop.is_set():
                     return moved
                 file.flush()
+                # Synced here and not at the end of a pull: the disk writes while other files are on their way.
+                os.fsync(file.fileno())
                 file.seek(0)
                 try:
                     copy_verified(file, None, descriptor, str(path))
