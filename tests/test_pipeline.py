@@ -442,7 +442,7 @@ def test_another_look_at_structured_output_asks_for_further_items_only(
         lines = (compile_(recipe, tmp_path / "artifacts").run / "evidence/quality.jsonl").read_text().splitlines()
         return [line for line in lines if json.loads(line)["kind"] == "structured"]
 
-    monkeypatch.setattr("assay_evals.evaluate._undecided", lambda _: ["structured.correct"])
+    monkeypatch.setattr("assay_evals.evaluate._Comparison.undecided", lambda *_: ["structured.correct"])
     first, second = rows(1), rows(2)
     # The times are those of the first look.
     assert len(first) == 2 and len(second) == 4 and second[:2] == first

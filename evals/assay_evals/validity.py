@@ -11,7 +11,6 @@ from collections.abc import Hashable, Iterable, Iterator
 
 from assay.recipe import ClassMetric, ClozeAccuracyMetric, EncoderMetric, GreedyAgreementMetric, RetrievalMetric
 from assay_evals.encoder_findings import of_encoder
-from assay_evals.encoders.checks import PADDING, TOKENIZER
 from assay_evals.evidence import Check, ChoiceItem, Evidence, Measured, ScoredItem, TaskRow
 from assay_evals.findings import UnmeasurableError
 from assay_evals.speed_findings import blocks_of
@@ -25,7 +24,8 @@ EVALUATORS = (
     "decode path",
     "evaluation text unseen in calibration",
 )
-# Of encoders, which write nothing.
+# Of encoders, which write nothing: the same tokens everywhere, and padding that changes nothing.
+TOKENIZER, PADDING = "tokenizer identity", "padding invariance"
 ENCODER_EVALUATORS = (TOKENIZER, PADDING, EVALUATORS[-1])
 # Also, where the recipe has tasks.
 TASKS_UNSEEN = "task items unseen in calibration"

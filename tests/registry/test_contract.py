@@ -267,7 +267,13 @@ def test_a_publish_killed_at_any_request_shows_all_or_nothing(make_run: MakeRun,
         place.before(None)
         found = {listing.tag: listing for listing in list_artifacts(place.address)}
         latest = verify(place.address, "small").bundle_digest
-        assert set(found) == {"1.0", "latest"} | ({"1.1"} if latest == after else set())
+        moved = {"1.1"} if latest == after else set[str]()
+        # A server of the distribution protocol sets one tag after the other, in the order that was asked.
+        assert {"1.0", "latest"} | moved <= set(found) <= {"1.0", "latest", "1.1"}
+        if "1.1" in found:
+            assert verify(place.address, "small:1.1").bundle_digest == after
+        if not place.address.startswith("oci"):
+            assert ("1.1" in found) == (latest == after)
         assert verify(place.address, "small:1.0").bundle_digest == before
         seen.add(latest)
         if status == 0:

@@ -125,6 +125,11 @@ def _package_file(rest: str) -> Path:
 def _hub_snapshot(name: str, revision: str | None, fetch: bool) -> Located | None:
     """The model's files from the Hub or its cache, at one commit; honours HF_HUB_OFFLINE, HF_HOME and HF_ENDPOINT."""
     try:
+        from huggingface_hub import constants
+
+        # The rest of the library takes longer to import than everything else that a check does.
+        if not fetch and not (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+            return None
         from huggingface_hub import is_offline_mode, snapshot_download
         from huggingface_hub.errors import (
             HfHubHTTPError,

@@ -242,11 +242,11 @@ class S3Registry(Registry):
         return True
 
     def _refuse_strangers(self) -> None:
-        """UsageError when something else lies here.  What a killed writer left is ours."""
+        """UsageError when something else lies here.  What a killed writer left is ours, and what another makes just now."""
         with self._explained():
             found = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1000)
         keys = [str(entry["Key"]).removeprefix(self._prefix) for entry in found.get("Contents", ())]
-        if any(key and key != _INDEX and not key.startswith(_BLOBS) for key in keys):
+        if any(key and key not in (_INDEX, _LAYOUT) and not key.startswith(_BLOBS) for key in keys):
             raise UsageError(f"{self.location}: not a registry, and not empty. Choose a new prefix for it.")
 
     def _not_conditional(self) -> AssayError:

@@ -12,8 +12,8 @@ from assay_evals.encoders.texts import EncoderText
 from assay_evals.evidence import Check
 from assay_evals.quality.checks import disjoint_texts
 from assay_evals.runtimes.base import EncoderRuntime
+from assay_evals.validity import PADDING, TOKENIZER
 
-TOKENIZER, PADDING = "tokenizer identity", "padding invariance"
 _SAMPLES = 8
 _MOST_CHANGE = 0.03
 
