@@ -15,7 +15,7 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -24,13 +24,11 @@ from filelock import FileLock, Timeout
 
 from assay.errors import AssayError, IntegrityError, UsageError
 from assay.files import canonical_json, copy_bytes, explain_disk_errors, open_regular, sync_directory
-from assay.registry.base import Attachment, Change, Part, Registry, check_json_size
-from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
-from assay.registry.indexed import IndexedRepository
-from assay.registry.modelpack import describe_model
-from assay.registry.oci import DIGEST, MANIFEST_TYPE, Descriptor, copy_verified, describe, parse_json
+from assay.registry.base import Part, check_json_size
+from assay.registry.index import MAX_INDEX_BYTES, Index, parse_index
+from assay.registry.indexed import IndexedRegistry, SharedIndexRepository
+from assay.registry.oci import DIGEST, Descriptor, copy_verified, describe, parse_json
 from assay.registry.reachable import is_listing, named_in, reached
-from assay.registry.reference import Reference
 
 LOCK_SECONDS: Final = 60.0
 _LAYOUT = "oci-layout"
@@ -53,7 +51,7 @@ class Collected:
     kept: int
 
 
-class Layout(Registry):
+class Layout(IndexedRegistry):
     """An OCI image-layout directory that exists; make one with `open` or `create`."""
 
     def __init__(self, root: Path) -> None:
@@ -96,19 +94,9 @@ class Layout(Registry):
 
     # Reading
 
-    def names(self) -> tuple[str, ...]:
-        """The NAMEs of all models, sorted."""
-        return tuple(sorted({name for name, _, _ in self.index().models()}))
-
     def repository(self, name: str) -> LayoutRepository:
         """The models of one NAME; they share the blobs of the whole directory."""
         return LayoutRepository(self, name)
-
-    def holding(self, digest: str) -> LayoutRepository:
-        """A NAME that has the model with this digest; UsageError when none has."""
-        index = self.index()
-        index.resolve(Reference(None, None, digest), self.location)
-        return self.repository(next(name for name, _, descriptor in index.models() if descriptor.digest == digest))
 
     def index(self) -> Index:
         """What is published, as of now."""
@@ -148,19 +136,6 @@ class Layout(Registry):
     def put_bytes(self, data: bytes, media_type: str) -> bool:
         """Store bytes; True when they were written, False when they were there already."""
         return self._put(describe(data, media_type), lambda: io.BytesIO(data), "the bytes to store")
-
-    def publish(
-        self, name: str, tags: Sequence[str], model: Descriptor, attachments: Sequence[Descriptor] = (), *, force: bool
-    ) -> Named:
-        """Name blobs that are all stored: in one step, or not at all.  UsageError when a version tag would move."""
-        named: list[Named] = []
-
-        def name_it(index: Index) -> Index:
-            named.append(index.publish(name, tags, model, attachments, force=force, where=self.location))
-            return named[0].index
-
-        self.change(name_it)
-        return named[0]
 
     def change(self, decide: Callable[[Index], Index]) -> None:
         """Replace the index by what `decide` makes of it, in one step; what it raises leaves everything as it was.
@@ -378,18 +353,12 @@ class Layout(Registry):
                     path.unlink()
 
 
-class LayoutRepository(IndexedRepository):
+class LayoutRepository(SharedIndexRepository):
     """One NAME in a layout."""
 
     def __init__(self, layout: Layout, name: str) -> None:
-        super().__init__(layout.location, name)
+        super().__init__(layout, name)
         self.layout = layout
-
-    def read_index(self) -> Index:
-        return self.layout.index()
-
-    def read_manifest(self, descriptor: Descriptor) -> bytes:
-        return self.read_json_blob(descriptor)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
         stream = self.layout.open_blob(descriptor)
@@ -399,21 +368,10 @@ class LayoutRepository(IndexedRepository):
     def where(self, descriptor: Descriptor) -> str:
         return str(self.layout.blob_path(descriptor))
 
-    def strangers(self, model: Descriptor) -> tuple[str, ...]:
-        return ()
-
     def put(self, part: Part) -> bool:
         if isinstance(part.content, bytes):
             return self.layout.put_bytes(part.content, part.descriptor.media_type)
         return self.layout.put_file(part.content, part.descriptor)
-
-    def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
-        descriptor = describe_model(model)
-        manifests = (model, *(attachment.manifest(descriptor) for attachment in attachments))
-        written = sum(self.layout.put_bytes(manifest, MANIFEST_TYPE) for manifest in manifests)
-        attached = [attachment.descriptor(descriptor) for attachment in attachments]
-        named = self.layout.publish(self.name, tags, descriptor, attached, force=force)
-        return Change(named.model_is_new, named.tags_set, named.attached, written)
 
 
 def _about(path: Path) -> os.stat_result | None:

@@ -18,7 +18,7 @@ import hashlib
 import io
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,12 +35,11 @@ from assay.errors import (
     UsageError,
 )
 from assay.files import CHUNK_BYTES, canonical_json, open_regular
-from assay.registry.base import Attachment, Change, Part, Registry
-from assay.registry.index import MAX_INDEX_BYTES, Index, Named, parse_index
-from assay.registry.indexed import IndexedRepository
-from assay.registry.modelpack import describe_model
-from assay.registry.oci import MANIFEST_TYPE, Descriptor, describe, parse_json
-from assay.registry.reference import Reference, parse_address
+from assay.registry.base import Part
+from assay.registry.index import MAX_INDEX_BYTES, Index, parse_index
+from assay.registry.indexed import IndexedRegistry, SharedIndexRepository
+from assay.registry.oci import Descriptor, parse_json
+from assay.registry.reference import parse_address
 from assay.registry.stream import Rest, ResumingStream, read_whole, step_aside
 
 STREAMS: Final = 4
@@ -91,7 +90,7 @@ class _Held:
     sha256: str | None
 
 
-class S3Registry(Registry):
+class S3Registry(IndexedRegistry):
     """s3://BUCKET[/PREFIX]"""
 
     def __init__(self, address: Path | str) -> None:
@@ -145,19 +144,9 @@ class S3Registry(Registry):
 
     # Reading
 
-    def names(self) -> tuple[str, ...]:
-        """The NAMEs of all models, sorted."""
-        return tuple(sorted({name for name, _, _ in self.index().models()}))
-
     def repository(self, name: str) -> S3Repository:
         """The models of one NAME; they share the blobs of the whole prefix."""
         return S3Repository(self, name)
-
-    def holding(self, digest: str) -> S3Repository:
-        """A NAME that has the model with this digest; UsageError when none has."""
-        index = self.index()
-        index.resolve(Reference(None, None, digest), self.location)
-        return self.repository(next(name for name, _, descriptor in index.models() if descriptor.digest == digest))
 
     def index(self) -> Index:
         """What is published, as of now."""
@@ -193,19 +182,6 @@ class S3Registry(Registry):
                 return True
             step_aside(attempt)
         raise AssayError(f"{self.blob_address(descriptor)}: others write this blob again and again; try again later.")
-
-    def publish(
-        self, name: str, tags: Sequence[str], model: Descriptor, attachments: Sequence[Descriptor] = (), *, force: bool
-    ) -> Named:
-        """Name blobs that are all stored: in one step, or not at all.  UsageError when a version tag would move."""
-        named: list[Named] = []
-
-        def name_it(index: Index) -> Index:
-            named.append(index.publish(name, tags, model, attachments, force=force, where=self.location))
-            return named[-1].index
-
-        self.change(name_it)
-        return named[-1]
 
     def change(self, decide: Callable[[Index], Index]) -> None:
         """Replace the index by what `decide` makes of it, in one step; what it raises leaves everything as it was.
@@ -454,20 +430,14 @@ class S3Registry(Registry):
         return AssayError(f"{self.location}: {said}")
 
 
-class S3Repository(IndexedRepository):
+class S3Repository(SharedIndexRepository):
     """One NAME below a prefix."""
 
     streams = STREAMS
 
     def __init__(self, registry: S3Registry, name: str) -> None:
-        super().__init__(registry.location, name)
+        super().__init__(registry, name)
         self._registry = registry
-
-    def read_index(self) -> Index:
-        return self._registry.index()
-
-    def read_manifest(self, descriptor: Descriptor) -> bytes:
-        return self.read_json_blob(descriptor)
 
     def open_blob(self, descriptor: Descriptor, offset: int = 0) -> BinaryIO:
         return self._registry.open_blob(descriptor, offset)
@@ -475,19 +445,8 @@ class S3Repository(IndexedRepository):
     def where(self, descriptor: Descriptor) -> str:
         return self._registry.blob_address(descriptor)
 
-    def strangers(self, model: Descriptor) -> tuple[str, ...]:
-        return ()
-
     def put(self, part: Part) -> bool:
         return self._registry.put(part)
-
-    def _name(self, model: bytes, attachments: Sequence[Attachment], tags: Sequence[str], force: bool) -> Change:
-        descriptor = describe_model(model)
-        manifests = (model, *(attachment.manifest(descriptor) for attachment in attachments))
-        written = sum(self.put(Part(describe(manifest, MANIFEST_TYPE), manifest)) for manifest in manifests)
-        attached = [attachment.descriptor(descriptor) for attachment in attachments]
-        named = self._registry.publish(self.name, tags, descriptor, attached, force=force)
-        return Change(named.model_is_new, named.tags_set, named.attached, written)
 
 
 def _read_parts(part: Part) -> Iterator[bytes]:
