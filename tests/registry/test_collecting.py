@@ -7,12 +7,12 @@ import os
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start
 
 from assay.errors import AssayError, IntegrityError, NotSupportedError, UsageError
 from assay.files import canonical_json, sha256_bytes
@@ -210,22 +210,6 @@ def test_a_server_collects_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         NotSupportedError, match=r"Assay collects in registry directories only\. A server collects its own garbage"
     ):
         collect("oci://registry.example/team", 0)
-
-
-def start(work: Callable[[], object]) -> int:
-    """Start in a process of its own; its id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    signal.alarm(60)
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def until_it_works(work: Callable[[], object]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start, wait
 from registry_places import PLACES, Place
 
 from assay.artifact import bundle_digest, directory_digest
@@ -223,26 +223,6 @@ def test_the_empty_blob(place: Place) -> None:
     repository.copy_blob(empty.descriptor, None)
 
 
-def in_process(work: Callable[[], object]) -> int:
-    """Start in a process of its own; its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    signal.alarm(60)
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def wait(child: int) -> int:
-    return os.waitpid(child, 0)[1]
-
-
 @pytest.mark.slow
 def test_a_publish_killed_at_any_request_shows_all_or_nothing(make_run: MakeRun, place: Place, tmp_path: Path) -> None:
     if place.before is None:
@@ -253,7 +233,7 @@ def test_a_publish_killed_at_any_request_shows_all_or_nothing(make_run: MakeRun,
     before, after = directory_digest(old / "artifact"), directory_digest(new / "artifact")
     seen: set[str] = set()
     for number in range(1, 200):
-        child = in_process(lambda: publish_run(new, place, "1.1", "latest"))
+        child = start(lambda: publish_run(new, place, "1.1", "latest"))
         count = 0
 
         def kill(number: int = number, child: int = child) -> None:
@@ -307,7 +287,7 @@ def test_two_publishers_and_a_puller_at_once(make_run: MakeRun, place: Place, tm
             assert pull(place.address, "small", tmp_path / f"out{number}").bundle_digest in digests
             verify(place.address, "small")
 
-    children = [in_process(lambda: publisher(1)), in_process(lambda: publisher(2)), in_process(puller)]
+    children = [start(lambda: publisher(1)), start(lambda: publisher(2)), start(puller)]
     assert [wait(child) for child in children] == [0, 0, 0]
     assert {listing.tag for listing in list_artifacts(place.address)} == {*runs, "latest"}
     for version, run in runs.items():
@@ -424,7 +404,7 @@ def test_a_killed_pull_goes_on_where_it_was(
         monkeypatch.setattr("assay.registry.base.copy_bytes", copy)
         pull(place.address, "small", out)
 
-    assert wait(in_process(killed)) == signal.SIGKILL
+    assert wait(start(killed)) == signal.SIGKILL
     assert not out.exists() and len(list(tmp_path.glob(".out.*.tmp"))) == 1
     pulled = pull(place.address, "small", out)
     assert pulled.moved_bytes <= receipt.size_bytes - (2 << 20)
@@ -493,7 +473,7 @@ def test_many_publishers_at_once(make_run: MakeRun, place: Place) -> None:
         for number in range(count)
     }
     children = [
-        in_process(lambda run=run, version=version: publish_run(run, place, version)) for version, run in runs.items()
+        start(lambda run=run, version=version: publish_run(run, place, version)) for version, run in runs.items()
     ]
     assert [wait(child) for child in children] == [0] * count
     assert {row.tag for row in list_artifacts(place.address)} == runs.keys()
@@ -511,7 +491,7 @@ def test_many_attach_to_one_model_at_once(run: Path, place: Place) -> None:
         said = Attachment("application/vnd.test", (part("x", "text/plain", b"%d" % number),))
         repository.commit(data, [said])
 
-    children = [in_process(lambda number=number: attach(number)) for number in range(6)]
+    children = [start(lambda number=number: attach(number)) for number in range(6)]
     assert [wait(child) for child in children] == [0] * 6
     repository = open_registry(place.address).repository("small")
     assert len(repository.referrers(receipt.digest, "application/vnd.test")) == 6

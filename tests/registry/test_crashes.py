@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start, wait
 
 from assay.artifact import directory_digest
 from assay.errors import AssayError
@@ -28,27 +28,8 @@ STEPS = {"os.rename", "os.mkdir", "os.remove", "fcntl.flock"}
 
 
 def in_process(work: Callable[[], object]) -> int:
-    """Run in a process of its own; the wait status: 0 when it ended well, 9 when it was killed."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    status = 1
-    signal.alarm(60)  # a child that waits for what never comes must not outlive its test
-    try:
-        work()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def start(work: Callable[[], object]) -> Callable[[], int]:
-    """Start in a process of its own; the result waits for its end."""
-    child = os.fork()
-    if child:
-        return lambda: os.waitpid(child, 0)[1]
-    os._exit(1 if in_process(work) else 0)
+    """Run in a process of its own; how it ended."""
+    return wait(start(work))
 
 
 def kill_before_step(number: int) -> None:
@@ -258,8 +239,8 @@ def test_two_publishers_and_a_puller_at_once(make_run: MakeRun, registry: Path, 
             assert pull(registry, "small", tmp_path / f"out{number}").bundle_digest in digests
             verify(registry, "small")
 
-    waits = [start(lambda: publisher(1)), start(lambda: publisher(2)), start(puller)]
-    assert [wait() for wait in waits] == [0, 0, 0]
+    children = [start(lambda: publisher(1)), start(lambda: publisher(2)), start(puller)]
+    assert [wait(child) for child in children] == [0, 0, 0]
     assert len(list((tmp_path).glob("out*"))) > 1
     assert {listing.tag for listing in list_artifacts(registry)} == {*runs, "latest"}
     for version, run in runs.items():
