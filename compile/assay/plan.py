@@ -127,8 +127,8 @@ def _matrix_speed() -> float:
 
 def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str, int]) -> dict[str, float]:
     """Estimated seconds of each stage when nothing is cached.  items: how many each task has."""
-    calibration, evaluation = recipe.calibration, recipe.evaluate
-    tokens = walked_samples(recipe.quantize, shape, calibration.samples, calibration.length) * calibration.length
+    evaluation = recipe.evaluate
+    tokens = _walked_tokens(recipe, shape)
     weights = sum(linear.out_features * linear.in_features for linear in shape.linears)
     grams = sum(linear.in_features**2 for linear in shape.linears) / len(shape.linears) * shape.layers
     grams *= len(shape.architecture.linears)
@@ -171,6 +171,12 @@ def _seconds(recipe: Recipe, shape: DecoderShape, speed: float, items: dict[str,
     }
 
 
+def _walked_tokens(recipe: Recipe, shape: DecoderShape) -> int:
+    """How much calibration text runs through the model."""
+    calibration = recipe.calibration
+    return walked_samples(recipe.quantize, shape, calibration.samples, calibration.length) * calibration.length
+
+
 def _quantized(recipe: Recipe, shape: DecoderShape) -> tuple[int, float]:
     """Weights that will be quantized, and their mean bits."""
     schemes = assign_schemes(recipe.quantize, shape).schemes
@@ -191,8 +197,7 @@ def _head_copy(recipe: Recipe, shape: DecoderShape) -> int:
 
 def _peak_memory(recipe: Recipe, shape: DecoderShape) -> float:
     """Bytes of the hungriest stage: quantizing holds a layer and the activations of all samples, evaluating holds both models."""
-    calibration = recipe.calibration
-    tokens = walked_samples(recipe.quantize, shape, calibration.samples, calibration.length) * calibration.length
+    tokens = _walked_tokens(recipe, shape)
     activations = min(held_bytes(recipe.quantize, shape, tokens), MEMORY_SHARE * memory_bytes())
     prefixes = [f"{shape.architecture.layers}.{index}." for index in range(shape.layers)]
     sizes = {linear.name: linear.out_features * linear.in_features for linear in shape.linears}

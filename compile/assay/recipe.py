@@ -20,6 +20,7 @@ Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 Count = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Length = Annotated[int, Field(ge=8, le=131072)]
 NewTokens = Annotated[int, Field(ge=8, le=1_000_000_000)]
+QueryTokens = Annotated[int, Field(ge=4, le=512, description="the beginning of a text, taken out of its passage")]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -292,9 +293,7 @@ class RetrievalAgreementMetric(Strict):
 
     metric: Literal["retrieval_agreement"]
     queries: Count = 300
-    query_tokens: Annotated[
-        int, Field(ge=4, le=512, description="the beginning of a text, taken out of its passage")
-    ] = 16
+    query_tokens: QueryTokens = 16
     top: Annotated[int, Field(ge=1, le=100)] = 10
 
 
@@ -303,9 +302,7 @@ class RetrievalAccuracyMetric(Strict):
 
     metric: Literal["retrieval_accuracy"]
     queries: Count = 300
-    query_tokens: Annotated[
-        int, Field(ge=4, le=512, description="the beginning of a text, taken out of its passage")
-    ] = 16
+    query_tokens: QueryTokens = 16
 
 
 class ClassAgreementMetric(Strict):

@@ -9,10 +9,7 @@ from assay_evals import wording
 from assay_evals.disagreements import worst_disagreements
 from assay_evals.encoder_findings import worst_encoded
 from assay_evals.evidence import Check, Evidence
-from assay_evals.report.gfm import bullets as _bullets
-from assay_evals.report.gfm import details as _details
-from assay_evals.report.gfm import escaped as _escaped
-from assay_evals.report.gfm import table as _table
+from assay_evals.report.gfm import bullets, details, escaped, table
 from assay_evals.report.views import FLIPS, MEANING, SIGNS, RowView, clip, ending, row_view, slice_views, summary, worth
 from assay_evals.task_findings import Judged
 from assay_evals.verdict import GateRow, Row, Verdict, limit_of
@@ -25,22 +22,22 @@ def render_markdown(verdict: Verdict, evidence: Evidence, manifest: dict[str, An
     """The report as text. manifest: the candidate's manifest.json."""
     reported = [row for row in verdict.reported if not row.metric.endswith(SAME_ARM)]
     parts = (
-        f"## {SIGNS[verdict.verdict]} {verdict.verdict}: {_escaped(evidence.header.recipe.name)}",
+        f"## {SIGNS[verdict.verdict]} {verdict.verdict}: {escaped(evidence.header.recipe.name)}",
         "" if verdict.verdict == "INVALID" else summary(verdict),
         MEANING[verdict.verdict],
-        "" if verdict.passed else _bullets(verdict.reasons),
+        "" if verdict.passed else bullets(verdict.reasons),
         _gates(verdict.gates),
-        _details("Measured, not gated", _table(_COLUMNS, [_cells(row) for row in reported])),
-        _details(
+        details("Measured, not gated", table(_COLUMNS, [_cells(row) for row in reported])),
+        details(
             "Slices, the worst first",
-            _table(_COLUMNS, [_words(view) for views in slice_views(verdict) for view in views]),
+            table(_COLUMNS, [_words(view) for views in slice_views(verdict) for view in views]),
         ),
-        _details("Checks", _bullets(_check(check) for check in verdict.checks)),
-        _details("Other than the recipe plainly says", _bullets(manifest.get("fallbacks", []))),
+        details("Checks", bullets(_check(check) for check in verdict.checks)),
+        details("Other than the recipe plainly says", bullets(manifest.get("fallbacks", []))),
         *_flips(evidence),
         _outputs(evidence),
         *_encoded(evidence),
-        _details("What was compared", _facts(verdict, evidence)),
+        details("What was compared", _facts(verdict, evidence)),
     )
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -57,7 +54,7 @@ def _gates(gates: Sequence[GateRow]) -> str:
         )
         for row in gates
     ]
-    return _table((*_COLUMNS, "asked", "verdict"), rows)
+    return table((*_COLUMNS, "asked", "verdict"), rows)
 
 
 def _cells(row: Row, limit: float | None = None) -> tuple[str, ...]:
@@ -95,7 +92,7 @@ def _answers(item: Judged) -> tuple[str, str]:
 
 
 def _flip_table(title: str, what: str, rows: Sequence[Sequence[str]]) -> str:
-    return _details(title.format(len(rows)), _table((what, "expected", "baseline", "candidate"), rows))
+    return details(title.format(len(rows)), table((what, "expected", "baseline", "candidate"), rows))
 
 
 def _outputs(evidence: Evidence) -> str:
@@ -111,9 +108,9 @@ def _outputs(evidence: Evidence) -> str:
     ]
     if not rows:
         return ""
-    return _details(
+    return details(
         f"The {len(rows)} worst of the structured outputs that became worse",
-        _table(("prompt", "schema", "baseline", "candidate"), rows),
+        table(("prompt", "schema", "baseline", "candidate"), rows),
     )
 
 
@@ -130,14 +127,14 @@ def _encoded(evidence: Evidence) -> list[str]:
         for row in worst.reclassified
     ]
     return [
-        _details(f"The {len(moved)} embeddings that moved most", _table(("text", "document", "cosine"), moved)),
-        _details(
+        details(f"The {len(moved)} embeddings that moved most", table(("text", "document", "cosine"), moved)),
+        details(
             f"The {len(apart)} queries whose passages have the fewest in common",
-            _table(("query", "its passage", "baseline", "candidate"), apart),
+            table(("query", "its passage", "baseline", "candidate"), apart),
         ),
-        _details(
+        details(
             f"The {len(classes)} worst of the texts whose class changed",
-            _table(("text", "right", "baseline", "candidate"), classes),
+            table(("text", "right", "baseline", "candidate"), classes),
         ),
     ]
 
@@ -152,4 +149,4 @@ def _facts(verdict: Verdict, evidence: Evidence) -> str:
         "evidence": verdict.evidence,
         "processor": f"{header.environment.get('cpu', 'unknown')}, {header.environment.get('cores', '?')} cores",
     }
-    return _table(("what", "which"), list(facts.items()))
+    return table(("what", "which"), list(facts.items()))
